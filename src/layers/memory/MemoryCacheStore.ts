@@ -1,0 +1,106 @@
+/**
+ * Caches in the memory of a {@link MemoryHub}.
+ *
+ * A space is one map; `reset` replaces it, however large it is.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import { CacheStore } from "../../services/CacheStore.ts"
+import { Instance } from "../../services/Instance.ts"
+import { ExpiringMap } from "../../services/internal/ExpiringMap.ts"
+import type { Payload } from "../../services/Payload.ts"
+import { MemoryHub } from "./MemoryHub.ts"
+
+interface Space {
+  readonly entries: ExpiringMap<Payload>
+  /** Loads on their way, by key; whoever writes or removes the key takes them out. */
+  readonly reservations: Map<string, Set<object>>
+}
+
+/**
+ * Makes the store of one instance.
+ *
+ * @since 0.1.0
+ */
+export const make: Effect.Effect<CacheStore["Service"], never, MemoryHub | Instance> = Effect.gen(function* () {
+  const hub = yield* MemoryHub
+  const link = hub.link((yield* Instance).id)
+  const { now } = hub.timers
+  const spaces = hub.part("cache", () => new Map<string, Space>())
+
+  const spaceOf = (name: string): Space => {
+    let space = spaces.get(name)
+    if (space === undefined) spaces.set(name, (space = { entries: new ExpiringMap(now), reservations: new Map() }))
+    return space
+  }
+
+  return CacheStore.of({
+    system: "memory",
+    get: (name, key) => link.run(() => spaceOf(name).entries.get(key)),
+    getMany: (name, keys) => link.run(() => keys.map((key) => spaceOf(name).entries.get(key))),
+    set: (name, entries, ttl) =>
+      link.run(() => {
+        const space = spaceOf(name)
+        for (const { key, payload } of entries) {
+          space.reservations.delete(key)
+          space.entries.set(key, payload, ttl)
+        }
+      }),
+    del: (name, keys) =>
+      link.run(() => {
+        const space = spaceOf(name)
+        let deleted = 0
+        for (const key of keys) {
+          space.reservations.delete(key)
+          if (space.entries.delete(key)) deleted++
+        }
+        return deleted
+      }),
+    reset: (name) =>
+      link.run(() => {
+        spaces.delete(name)
+      }),
+    keys: (name) => link.run(() => spaceOf(name).entries.keys()),
+    ttl: (name, key) =>
+      link.run(() => {
+        const entry = spaceOf(name).entries.entry(key)
+        return entry === undefined ? undefined : entry.expiresAt - now()
+      }),
+    reserve: (name, key) =>
+      link.run(() => {
+        const { reservations } = spaceOf(name)
+        const reservation = {}
+        const taken = reservations.get(key)
+        if (taken === undefined) reservations.set(key, new Set([reservation]))
+        else taken.add(reservation)
+        return reservation
+      }),
+    fill: (name, key, reservation, payload, ttl) =>
+      link.run(() => {
+        const space = spaceOf(name)
+        if (!use(space, key, reservation as object)) return false
+        space.entries.set(key, payload, ttl)
+        return true
+      }),
+    abandon: (name, key, reservation) =>
+      link.run(() => {
+        use(spaceOf(name), key, reservation as object)
+      })
+  })
+})
+
+const use = (space: Space, key: string, reservation: object): boolean => {
+  const taken = space.reservations.get(key)
+  if (taken === undefined || !taken.delete(reservation)) return false
+  if (taken.size === 0) space.reservations.delete(key)
+  return true
+}
+
+/**
+ * Provides `CacheStore`.
+ *
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<CacheStore, never, MemoryHub | Instance> = Layer.effect(CacheStore, make)

@@ -1,0 +1,487 @@
+/**
+ * Named caches, shared by every instance of an app.
+ *
+ * ```ts
+ * const tokens = yield* Cache.make("auth", TokenPolicy, { ttl: "1 hour" })
+ * const policy = yield* tokens.wrap("token:config", loadPolicy, { ttl: "60 seconds" })
+ * ```
+ *
+ * Guarantees:
+ *
+ * - `get` returns an `Option`: `0`, `false`, `""` and `null` are values, not misses. A stored
+ *   payload that no longer decodes is a miss, logged and counted.
+ * - `wrap` runs one load per key and instance, however many callers wait for it. A failure is not
+ *   cached, and every waiter sees it. Interrupting one waiter leaves the others unharmed;
+ *   interrupting the last one stops the load. A `set`, `del` or `reset` during a load wins over
+ *   what the load writes, whichever instance it comes from.
+ * - When the backend is away, `get` and `set` fail with `Unavailable`; `wrap` runs the load, once,
+ *   and returns its value with a warning.
+ * - Changing a value that was returned never changes the cache.
+ * - `reset` clears one named cache and nothing else.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Metric from "effect/Metric"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import { CacheStore } from "./CacheStore.ts"
+import { Instance } from "./Instance.ts"
+import { awaitStop } from "./internal/fibers.ts"
+import { glob } from "./internal/glob.ts"
+import { settled } from "./internal/settled.ts"
+import { traced } from "./internal/telemetry.ts"
+import * as Validate from "./internal/validate.ts"
+import * as Lock from "./Lock.ts"
+import * as Metrics from "./Metrics.ts"
+import { type Payload, type Wire, wire } from "./Payload.ts"
+import { InvalidInput, Unavailable } from "./Reason.ts"
+
+/**
+ * What can go wrong with a cache. `reason` tells which: `InvalidInput` or `Unavailable`.
+ *
+ * @since 0.1.0
+ */
+export class CacheError extends Schema.TaggedError<CacheError>("cohort/CacheError")("CacheError", {
+  reason: Schema.Union([InvalidInput, Unavailable])
+}) {
+  override readonly cause: unknown = this.reason.cause
+  override get message(): string {
+    return this.reason.message
+  }
+}
+
+/**
+ * Options of {@link make}.
+ *
+ * @since 0.1.0
+ */
+export interface Options {
+  /** How long entries live when a call does not say; positive, `Infinity` for ever. Default: for ever. */
+  readonly ttl?: Duration.Input | undefined
+  /** Under what name the entries are stored. Default: the name of the cache. */
+  readonly prefix?: string | undefined
+}
+
+/**
+ * Options of a write.
+ *
+ * @since 0.1.0
+ */
+export interface SetOptions {
+  /** How long the entry lives; positive, `Infinity` for ever. Default: the cache's own `ttl`. */
+  readonly ttl?: Duration.Input | undefined
+}
+
+/**
+ * Options of {@link NamedCache.wrap}.
+ *
+ * @since 0.1.0
+ */
+export interface WrapOptions extends SetOptions {
+  /**
+   * One load per *cluster* instead of one per instance: the load runs under a
+   * lock, after a second look into the cache. Requires `Lock`. Default `false`.
+   */
+  readonly exclusive?: boolean | undefined
+}
+
+/**
+ * Options of {@link NamedCache.wrapWithCondition}.
+ *
+ * @since 0.1.0
+ */
+export interface ConditionOptions<A, E, R> extends SetOptions {
+  /** `false` neither reads nor writes the cache: the load just runs. Default `true`. */
+  readonly useCache?: boolean | undefined
+  /** Whether a loaded value may be stored. Default: always. */
+  readonly isCacheable?: ((value: A) => boolean | Effect.Effect<boolean, E, R>) | undefined
+}
+
+/**
+ * One named cache. `R` is what its Schema requires; most require nothing.
+ *
+ * @since 0.1.0
+ */
+export interface NamedCache<A, R = never> {
+  readonly name: string
+  readonly get: (key: string) => Effect.Effect<Option.Option<A>, CacheError, R>
+  readonly set: (key: string, value: A, options?: SetOptions) => Effect.Effect<void, CacheError, R>
+  /** Whether there was an entry. */
+  readonly del: (key: string) => Effect.Effect<boolean, CacheError>
+  readonly has: (key: string) => Effect.Effect<boolean, CacheError>
+  /** Clears this named cache and nothing else. */
+  readonly reset: Effect.Effect<void, CacheError>
+  /** Values in the order of the keys, duplicates included. */
+  readonly mget: (keys: ReadonlyArray<string>) => Effect.Effect<Array<Option.Option<A>>, CacheError, R>
+  /** Writes all entries, or none when one of them is refused. */
+  readonly mset: (
+    entries: Iterable<readonly [key: string, value: A]>,
+    options?: SetOptions
+  ) => Effect.Effect<void, CacheError, R>
+  /** How many entries there were. */
+  readonly mdel: (keys: ReadonlyArray<string>) => Effect.Effect<number, CacheError>
+  /**
+   * The live keys, in no particular order. In a pattern `*` stands for any characters and `?` for
+   * one; a backslash takes away the meaning of the next character.
+   */
+  readonly keys: (pattern?: string) => Effect.Effect<Array<string>, CacheError>
+  /** Time left of an entry, `Duration.infinity` when it has no ttl; `None` without an entry. */
+  readonly ttl: (key: string) => Effect.Effect<Option.Option<Duration.Duration>, CacheError>
+  /** The cached value, or else what `load` returns, which is stored. */
+  readonly wrap: <E, R2, const O extends WrapOptions = {}>(
+    key: string,
+    load: Effect.Effect<A, E, R2>,
+    options?: O
+  ) => Effect.Effect<A, E | CacheError, R | R2 | (O extends { readonly exclusive: true } ? Lock.Lock : never)>
+  /** Like `wrap`, but the caller decides whether to use the cache, and which values it may keep. */
+  readonly wrapWithCondition: <E, R2, E3 = never, R3 = never>(
+    key: string,
+    load: Effect.Effect<A, E, R2>,
+    options?: ConditionOptions<A, E3, R3>
+  ) => Effect.Effect<A, E | E3 | CacheError, R | R2 | R3>
+}
+
+/**
+ * Makes named caches.
+ *
+ * @since 0.1.0
+ */
+export class Cache extends Context.Service<
+  Cache,
+  {
+    readonly make: <S extends Schema.Constraint>(
+      name: string,
+      schema: S,
+      options?: Options
+    ) => Effect.Effect<NamedCache<S["Type"], S["DecodingServices"] | S["EncodingServices"]>, CacheError>
+  }
+>()("cohort/services/Cache") {}
+
+/**
+ * Makes a named cache. Caches with one name share their entries, on this and on
+ * every other instance of the app.
+ *
+ * @since 0.1.0
+ */
+export const make = <S extends Schema.Constraint>(
+  name: string,
+  schema: S,
+  options?: Options
+): Effect.Effect<NamedCache<S["Type"], S["DecodingServices"] | S["EncodingServices"]>, CacheError, Cache> =>
+  Cache.use((cache) => cache.make(name, schema, options))
+
+/** A load on its way, and how many callers wait for it. */
+interface Flight {
+  readonly fiber: Fiber.Fiber<any, any>
+  waiters: number
+}
+
+/**
+ * Makes the service on the {@link CacheStore} in context.
+ *
+ * @since 0.1.0
+ */
+export const makeService: Effect.Effect<Cache["Service"], never, CacheStore | Instance | Scope.Scope> = Effect.gen(
+  function* () {
+    const store = yield* CacheStore
+    const { app } = yield* Instance
+    const flights = new Map<string, Flight>()
+
+    yield* Effect.addFinalizer(() =>
+      Effect.forEach([...flights.values()], ({ fiber }) => awaitStop(fiber, "a cache load"), {
+        concurrency: "unbounded",
+        discard: true
+      })
+    )
+
+    return Cache.of({
+      make: (name, schema, options) =>
+        Effect.suspend(() => {
+          const ttl = options?.ttl === undefined ? undefined : readTtl(options.ttl)
+          const prefix = options?.prefix ?? name
+          const invalid = Validate.name("name", name) ?? Validate.name("prefix", prefix) ?? invalidOf(ttl)
+          return invalid === undefined
+            ? Effect.succeed(
+                makeNamed(store, flights, name, Validate.address(app, "cache", prefix), wire(schema), ttl as Ttl)
+              )
+            : fail(invalid)
+        })
+    })
+  }
+)
+
+/** Milliseconds; `undefined` keeps an entry for ever. */
+type Ttl = number | undefined
+
+const fail = (reason: InvalidInput | Unavailable) => Effect.fail(new CacheError({ reason }))
+const wrapError = (reason: InvalidInput | Unavailable) => new CacheError({ reason })
+const invalidOf = (value: unknown): InvalidInput | undefined => (value instanceof InvalidInput ? value : undefined)
+
+const readTtl = (input: Duration.Input): Ttl | InvalidInput => {
+  const ttl = Validate.millis("ttl", input, { infinity: true })
+  return ttl === Number.POSITIVE_INFINITY ? undefined : ttl
+}
+
+const makeNamed = <A, R>(
+  store: CacheStore["Service"],
+  flights: Map<string, Flight>,
+  name: string,
+  space: string,
+  codec: Wire<A, R, R>,
+  defaultTtl: Ttl
+): NamedCache<A, R> => {
+  const ttlOf = (options: SetOptions | undefined): Ttl | InvalidInput =>
+    options?.ttl === undefined ? defaultTtl : readTtl(options.ttl)
+
+  /** One operation of the store, with its span and its error. */
+  const operation = <B>(
+    operation: string,
+    key: string | undefined,
+    run: Effect.Effect<B, Unavailable>
+  ): Effect.Effect<B, CacheError> =>
+    settled(run) ??
+    Effect.mapError(
+      traced(store.system, `Cache.${operation}`, { "cache.name": name, "cache.key": key }, run),
+      wrapError
+    )
+
+  /** Decodes a hit; what does not decode is a miss. */
+  const read = (key: string, payload: Payload | undefined): Effect.Effect<Option.Option<A>, never, R> => {
+    if (payload === undefined) return Effect.succeedNone
+    const value = codec.read(payload)
+    const known = settled(value)
+    if (known !== undefined) return Exit.succeed(Option.some(known.value))
+    return Effect.catch(Effect.asSome(value), (error) =>
+      Effect.logWarning("Cached value does not decode; taken as a miss", error).pipe(
+        Effect.annotateLogs({ cache: name, key }),
+        Effect.andThen(Metric.update(Metrics.cacheUndecodable, 1)),
+        Effect.andThen(Effect.succeedNone)
+      )
+    )
+  }
+
+  const get = (key: string): Effect.Effect<Option.Option<A>, CacheError, R> =>
+    Effect.suspend(() => {
+      const invalid = Validate.key(key)
+      if (invalid !== undefined) return fail(invalid)
+      const found = operation("get", key, store.get(space, key))
+      const known = settled(found)
+      return known === undefined ? Effect.flatMap(found, (payload) => read(key, payload)) : read(key, known.value)
+    })
+
+  /**
+   * The load and the write after it, as one waiter or many will see it.
+   * `degraded` skips the write: the backend has just not answered.
+   */
+  const loadAndFill = <E, R2, E3, R3>(
+    key: string,
+    load: Effect.Effect<A, E, R2>,
+    ttl: Ttl,
+    isCacheable: ConditionOptions<A, E3, R3>["isCacheable"],
+    degraded: boolean
+  ): Effect.Effect<A, E | E3 | CacheError, R | R2 | R3> =>
+    Effect.gen(function* () {
+      const reservation = degraded
+        ? undefined
+        : yield* Effect.catch(operation("reserve", key, store.reserve(space, key)), bypassed(key))
+      const giveBack =
+        reservation === undefined ? Effect.void : Effect.suspend(() => store.abandon(space, key, reservation))
+      return yield* Effect.gen(function* () {
+        const value = yield* load
+        if (reservation === undefined) return value
+        if (isCacheable !== undefined) {
+          const cacheable = isCacheable(value)
+          if (!(typeof cacheable === "boolean" ? cacheable : yield* cacheable)) {
+            yield* Effect.ignore(giveBack)
+            return value
+          }
+        }
+        const payload = yield* Effect.mapError(codec.encode("value", value), wrapError)
+        yield* Effect.catch(operation("fill", key, store.fill(space, key, reservation, payload, ttl)), bypassed(key))
+        return value
+      }).pipe(Effect.onError(() => Effect.ignore(giveBack)))
+    })
+
+  const bypassed = (key: string) => (error: CacheError) =>
+    Effect.logWarning("Cache unavailable; the load runs without it", error).pipe(
+      Effect.annotateLogs({ cache: name, key }),
+      Effect.andThen(Metric.update(Metrics.cacheBypassed, 1)),
+      Effect.andThen(Effect.undefined)
+    )
+
+  /** Joins the load of this key that is on its way, or starts it. */
+  const single = <E, R2>(key: string, load: Effect.Effect<A, E, R2>): Effect.Effect<A, E, R2> =>
+    Effect.withFiber((caller) => {
+      const id = `${space}:${key}`
+      let flight = flights.get(id)
+      if (flight === undefined) {
+        const fiber = Effect.runForkWith(caller.context as Context.Context<R2>)(load)
+        const done = fiber.pollUnsafe()
+        if (done !== undefined) return done
+        const started: Flight = { fiber, waiters: 0 }
+        flight = started
+        flights.set(id, started)
+        fiber.addObserver(() => {
+          if (flights.get(id) === started) flights.delete(id)
+        })
+      }
+      const joined = flight
+      return Effect.callback<A, E>((resume) => {
+        joined.waiters++
+        const leave = joined.fiber.addObserver(resume)
+        return Effect.suspend(() => {
+          leave()
+          if (--joined.waiters > 0) return Effect.void
+          // The last one stops the load; whoever comes now starts another.
+          if (flights.get(id) === joined) flights.delete(id)
+          return awaitStop(joined.fiber, `load of "${key}" in cache "${name}"`)
+        })
+      })
+    })
+
+  /** Reads, or else joins the load; a backend that is away is passed by. */
+  const through = <E, R2>(
+    key: string,
+    load: (degraded: boolean) => Effect.Effect<A, E, R2>
+  ): Effect.Effect<A, E | CacheError, R | R2> => {
+    const found = operation("get", key, store.get(space, key))
+    const payload = settled(found)?.value
+    const hit = payload === undefined ? undefined : settled(codec.read(payload))
+    if (hit !== undefined) return hit
+    return Effect.matchEffect(found, {
+      onFailure: (error) => Effect.andThen(bypassed(key)(error), single(key, load(true))),
+      onSuccess: (payload) =>
+        Effect.flatMap(read(key, payload), (hit) =>
+          hit._tag === "Some" ? Effect.succeed(hit.value) : single(key, load(false))
+        )
+    })
+  }
+
+  /** The load under a lock of the key, after a second look. */
+  const exclusively = <E, R2>(
+    key: string,
+    load: (degraded: boolean) => Effect.Effect<A, E, R2>
+  ): Effect.Effect<A, E | CacheError, R | R2 | Lock.Lock> =>
+    Effect.suspend(() => {
+      let started = false
+      const work = Effect.flatMap(
+        Effect.suspend(() => {
+          started = true
+          return Effect.orElseSucceed(get(key), () => Option.none<A>())
+        }),
+        (hit) => (hit._tag === "Some" ? Effect.succeed(hit.value) : load(false))
+      )
+      // The work's own exit is carried as a value: its errors are not the lock's.
+      return Effect.matchEffect(Lock.runExclusive(`cache:${space}:${key}`, Effect.exit(work)), {
+        onSuccess: (exit): Effect.Effect<A, E | CacheError, R2> => exit,
+        onFailure: (cause): Effect.Effect<A, E | CacheError, R2> =>
+          // Not even granted: the lock's backend is away. Lost on the way: the load must not run twice.
+          started
+            ? fail(new Unavailable({ backend: store.system, detail: cause.message, cause }))
+            : Effect.andThen(
+                bypassed(key)(wrapError(new Unavailable({ backend: "lock", detail: cause.message, cause }))),
+                load(false)
+              )
+      })
+    })
+
+  const writeInvalid = (ttl: Ttl | InvalidInput, keys: ReadonlyArray<string>): InvalidInput | undefined => {
+    for (const key of keys) {
+      const invalid = Validate.key(key)
+      if (invalid !== undefined) return invalid
+    }
+    return invalidOf(ttl)
+  }
+
+  const guarded = <B, E, R2>(
+    keys: ReadonlyArray<string>,
+    options: SetOptions | undefined,
+    use: (ttl: Ttl) => Effect.Effect<B, E, R2>
+  ): Effect.Effect<B, E | CacheError, R2> =>
+    Effect.suspend((): Effect.Effect<B, E | CacheError, R2> => {
+      const ttl = ttlOf(options)
+      const invalid = writeInvalid(ttl, keys)
+      return invalid === undefined ? use(ttl as Ttl) : fail(invalid)
+    })
+
+  const encode = (value: A) => Effect.mapError(codec.encode("value", value), wrapError)
+
+  const self: NamedCache<A, R> = {
+    name,
+    get,
+    set: (key, value, options) =>
+      guarded([key], options, (ttl) =>
+        Effect.flatMap(encode(value), (payload) => operation("set", key, store.set(space, [{ key, payload }], ttl)))
+      ),
+    del: (key) =>
+      guarded([key], undefined, () => Effect.map(operation("del", key, store.del(space, [key])), (n) => n > 0)),
+    has: (key) =>
+      guarded([key], undefined, () =>
+        Effect.map(operation("has", key, store.ttl(space, key)), (left) => left !== undefined)
+      ),
+    reset: Effect.suspend(() => operation("reset", undefined, store.reset(space))),
+    mget: (keys) =>
+      guarded(keys, undefined, () =>
+        Effect.flatMap(operation("mget", undefined, store.getMany(space, keys)), (payloads) =>
+          Effect.forEach(payloads, (payload, i) => read(keys[i]!, payload))
+        )
+      ),
+    mset: (entries, options) =>
+      Effect.suspend(() => {
+        const list = Array.from(entries)
+        return guarded(
+          list.map(([key]) => key),
+          options,
+          (ttl) =>
+            Effect.flatMap(
+              Effect.forEach(list, ([key, value]) => Effect.map(encode(value), (payload) => ({ key, payload }))),
+              (encoded) => operation("mset", undefined, store.set(space, encoded, ttl))
+            )
+        )
+      }),
+    mdel: (keys) => guarded(keys, undefined, () => operation("mdel", undefined, store.del(space, keys))),
+    keys: (pattern) =>
+      Effect.suspend(() =>
+        Effect.map(operation("keys", undefined, store.keys(space)), (keys) =>
+          pattern === undefined ? [...keys] : keys.filter(glob(pattern))
+        )
+      ),
+    ttl: (key) =>
+      guarded([key], undefined, () =>
+        Effect.map(operation("ttl", key, store.ttl(space, key)), (left) =>
+          left === undefined ? Option.none() : Option.some(Duration.millis(left))
+        )
+      ),
+    wrap: (<E, R2>(key: string, load: Effect.Effect<A, E, R2>, options?: WrapOptions) =>
+      Effect.suspend((): Effect.Effect<A, E | CacheError, R | R2 | Lock.Lock> => {
+        const ttl = ttlOf(options)
+        const invalid = writeInvalid(ttl, [key])
+        if (invalid !== undefined) return fail(invalid)
+        const run = (degraded: boolean) => loadAndFill<E, R2, never, never>(key, load, ttl as Ttl, undefined, degraded)
+        return options?.exclusive
+          ? through(key, (degraded) => (degraded ? run(true) : exclusively(key, run)))
+          : through(key, run)
+      })) as NamedCache<A, R>["wrap"],
+    wrapWithCondition: (key, load, options) =>
+      options?.useCache === false
+        ? guarded([key], options, () => load)
+        : guarded([key], options, (ttl) =>
+            through(key, (degraded) => loadAndFill(key, load, ttl, options?.isCacheable, degraded))
+          )
+  }
+  return self
+}
+
+/**
+ * Provides {@link Cache} on the {@link CacheStore} in context.
+ *
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<Cache, never, CacheStore | Instance> = Layer.effect(Cache, makeService)

@@ -1,0 +1,85 @@
+/**
+ * A queue channel, what its jobs carry, and how they are tried.
+ *
+ * @since 0.1.0
+ */
+import type * as Duration from "effect/Duration"
+import * as Schedule from "effect/Schedule"
+import type * as Schema from "effect/Schema"
+import * as Validate from "./internal/validate.ts"
+import { type Wire, wire } from "./Payload.ts"
+import { InvalidInput } from "./Reason.ts"
+
+/**
+ * Options of {@link make}.
+ *
+ * @since 0.1.0
+ */
+export interface Options {
+  /** How long one attempt may take; positive and finite. Default 15 seconds. */
+  readonly timeout?: Duration.Input | undefined
+  /** How often a failed job is tried again: `n` allows `n + 1` attempts. Default 0. */
+  readonly maxRetries?: number | undefined
+  /**
+   * How long each retry waits, by its number. Default {@link defaultBackoff}.
+   * The schedule is replayed for every retry, so it must depend on nothing but
+   * how often it was stepped; when it ends, its last delay is kept.
+   */
+  readonly backoff?: Schedule.Schedule<unknown, unknown> | undefined
+  /** How long a job's id still deduplicates after its success or death. Default: not at all. */
+  readonly keepId?: Duration.Input | undefined
+}
+
+/**
+ * A typed channel for {@link EventQueue}. `RD` and `RE` are what its Schema
+ * requires to decode and encode; most require nothing. Times are in milliseconds.
+ *
+ * @since 0.1.0
+ */
+export interface Job<A, RD = never, RE = never> {
+  readonly channel: string
+  readonly wire: Wire<A, RD, RE>
+  readonly timeout: number
+  readonly maxRetries: number
+  readonly backoff: Schedule.Schedule<unknown, unknown>
+  readonly keepId: number
+  /** Why the declaration cannot be used, if it cannot; reported by the first use. */
+  readonly invalid: InvalidInput | undefined
+}
+
+/**
+ * Exponential from 500 ms, factor 2, capped at 30 seconds, jittered.
+ *
+ * @since 0.1.0
+ */
+export const defaultBackoff: Schedule.Schedule<unknown, unknown> = Schedule.min([
+  Schedule.exponential("500 millis"),
+  Schedule.spaced("30 seconds")
+]).pipe(Schedule.jittered)
+
+/**
+ * Declares a job. Every instance of the app must declare it alike.
+ *
+ * @since 0.1.0
+ */
+export const make = <S extends Schema.Constraint>(
+  channel: string,
+  schema: S,
+  options: Options = {}
+): Job<S["Type"], S["DecodingServices"], S["EncodingServices"]> => {
+  const timeout = Validate.millis("timeout", options.timeout ?? "15 seconds")
+  const maxRetries = Validate.integer("maxRetries", options.maxRetries ?? 0, 0)
+  const keepId = Validate.millis("keepId", options.keepId ?? 0, { zero: true })
+  const invalid = [Validate.name("channel", channel), timeout, maxRetries, keepId].find(
+    (value) => value instanceof InvalidInput
+  )
+  return {
+    channel,
+    wire: wire(schema),
+    timeout: timeout as number,
+    maxRetries: maxRetries as number,
+    backoff: options.backoff ?? defaultBackoff,
+    keepId: keepId as number,
+    invalid
+  }
+}

@@ -1,0 +1,463 @@
+/**
+ * Distributed locks with leases and fencing tokens.
+ *
+ * ```ts
+ * yield* Lock.runExclusive("fields:orders", removeField, { ttl: "10 seconds" })
+ * ```
+ *
+ * Guarantees:
+ *
+ * - **Exclusion.** Never two holders of a key while the backend keeps its promises.
+ * - **Order.** First come, first served across instances. Waiters are woken, not polled.
+ * - **Leases.** A lease is renewed every third of its `ttl` while its holder's scope is
+ *   open. `ttl` (default 30 seconds) bounds how long a dead holder blocks the others.
+ * - **Loss.** A lease is lost when a renewal is refused, or when `ttl` has passed on
+ *   the monotonic clock since before the last successful request was sent.
+ *   `runExclusive` then interrupts its work and fails with `LockLost`; with `acquire`,
+ *   `lease.lost` is the signal.
+ * - **Fencing.** `lease.fence` strictly increases per key over every grant. Hand it to
+ *   the storage the lock protects to refuse writers that come too late.
+ * - **Tidiness.** Interrupting a waiter leaves no trace, also when it races the grant.
+ *   Releasing a lease that has expired neither fails nor touches the new holder.
+ *
+ * Locks are not re-entrant: asking again for a key one already holds waits for oneself.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Metric from "effect/Metric"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import { Instance } from "./Instance.ts"
+import { awaitStop } from "./internal/fibers.ts"
+import { settled } from "./internal/settled.ts"
+import { traced } from "./internal/telemetry.ts"
+import * as Timers from "./internal/Timers.ts"
+import * as Validate from "./internal/validate.ts"
+import { type Grant, LockStore } from "./LockStore.ts"
+import * as Metrics from "./Metrics.ts"
+import { InvalidInput, Unavailable } from "./Reason.ts"
+
+/**
+ * The lease ended before its holder released it: a renewal was refused, or its ttl passed.
+ *
+ * @since 0.1.0
+ */
+export class LockLost extends Schema.TaggedError<LockLost>("cohort/LockLost")("LockLost", {
+  key: Schema.String,
+  fence: Schema.Number
+}) {
+  override get message(): string {
+    return `the lease of "${this.key}" (fence ${this.fence}) was lost`
+  }
+}
+
+/**
+ * What can go wrong with a lock. `reason` tells which: `InvalidInput`, `Unavailable` or `LockLost`.
+ *
+ * @since 0.1.0
+ */
+export class LockError extends Schema.TaggedError<LockError>("cohort/LockError")("LockError", {
+  reason: Schema.Union([InvalidInput, Unavailable, LockLost])
+}) {
+  override readonly cause: unknown = this.reason.cause
+  override get message(): string {
+    return this.reason.message
+  }
+}
+
+/**
+ * A lock held.
+ *
+ * @since 0.1.0
+ */
+export interface Lease {
+  /** The key as the caller gave it. */
+  readonly key: string
+  /** Strictly increases per key with every grant. */
+  readonly fence: number
+  /** Starts the ttl again, optionally with another length. Fails with `LockLost` when it is too late. */
+  readonly extend: (ttl?: Duration.Input) => Effect.Effect<void, LockError>
+  /** Waits until the lease is lost; never completes when it is released in time. */
+  readonly lost: Effect.Effect<LockLost>
+  /** Whether the lease is held: neither released nor lost. */
+  readonly isHeld: Effect.Effect<boolean>
+}
+
+/**
+ * Options of a lease.
+ *
+ * @since 0.1.0
+ */
+export interface LeaseOptions {
+  /** How long a dead holder blocks the others; positive and finite. Default 30 seconds. */
+  readonly ttl?: Duration.Input | undefined
+  /** Renew every third of the ttl while the scope is open. Default `true`. */
+  readonly renew?: boolean | undefined
+}
+
+/**
+ * Options of {@link tryAcquire}.
+ *
+ * @since 0.1.0
+ */
+export interface TryOptions extends LeaseOptions {
+  /** How long to wait for the lock. Default 0: never waits. `Infinity` waits like `acquire`. */
+  readonly timeout?: Duration.Input | undefined
+}
+
+/**
+ * Locks by key. See the module for the guarantees; the module functions of the
+ * same names call this service.
+ *
+ * @since 0.1.0
+ */
+export class Lock extends Context.Service<
+  Lock,
+  {
+    readonly acquire: (key: string, options?: LeaseOptions) => Effect.Effect<Lease, LockError, Scope.Scope>
+    readonly tryAcquire: (
+      key: string,
+      options?: TryOptions
+    ) => Effect.Effect<Option.Option<Lease>, LockError, Scope.Scope>
+    readonly runExclusive: <A, E, R>(
+      key: string,
+      work: Effect.Effect<A, E, R> | ((lease: Lease) => Effect.Effect<A, E, R>),
+      options?: LeaseOptions
+    ) => Effect.Effect<A, E | LockError, R>
+  }
+>()("cohort/services/Lock") {}
+
+/**
+ * Waits for the lock and holds it until the scope closes.
+ *
+ * @since 0.1.0
+ */
+export const acquire = (key: string, options?: LeaseOptions): Effect.Effect<Lease, LockError, Lock | Scope.Scope> =>
+  Lock.use((lock) => lock.acquire(key, options))
+
+/**
+ * Takes the lock if that is possible within `timeout` (default 0), and holds it
+ * until the scope closes; `None` when the time is up.
+ *
+ * @since 0.1.0
+ */
+export const tryAcquire = (
+  key: string,
+  options?: TryOptions
+): Effect.Effect<Option.Option<Lease>, LockError, Lock | Scope.Scope> =>
+  Lock.use((lock) => lock.tryAcquire(key, options))
+
+/**
+ * Waits for the lock and runs `work` while holding it.
+ *
+ * When the lease is lost, `work` is interrupted and the effect fails with
+ * `LockLost` as soon as `work` has stopped; work that does not stop within
+ * 5 seconds is left behind with a warning.
+ *
+ * @since 0.1.0
+ */
+export const runExclusive = <A, E, R>(
+  key: string,
+  work: Effect.Effect<A, E, R> | ((lease: Lease) => Effect.Effect<A, E, R>),
+  options?: LeaseOptions
+): Effect.Effect<A, E | LockError, R | Lock> => Lock.use((lock) => lock.runExclusive(key, work, options))
+
+const defaultTtl = 30_000
+
+/** A lease and its clockwork: one timer that first renews, then ends it. */
+class Held implements Lease {
+  readonly key: string
+  readonly fence: number
+  private readonly env: Env
+  private readonly grant: Grant
+  private readonly renews: boolean
+  private ttl: number
+  private deadline: number
+  private state: "held" | "released" | "lost" = "held"
+  private renewing = false
+  private timer: Timers.Timer
+  private listeners: Array<(reason: LockLost) => void> | undefined = undefined
+
+  constructor(env: Env, key: string, grant: Grant, ttl: number, renews: boolean) {
+    this.env = env
+    this.key = key
+    this.fence = grant.fence
+    this.grant = grant
+    this.ttl = ttl
+    this.renews = renews
+    this.deadline = grant.since + ttl
+    this.timer = env.timers.at(grant.since + (renews ? ttl / 3 : ttl), () => this.tick())
+  }
+
+  private tick() {
+    if (this.state !== "held") return
+    const now = this.env.timers.now()
+    if (now >= this.deadline) return this.lose()
+    if (this.renews && !this.renewing) {
+      this.renewing = true
+      this.env.runFork(this.renew(this.ttl)).addObserver((exit) => {
+        this.renewing = false
+        // Unreachable: try again soon, until the deadline decides.
+        if (this.state === "held" && Exit.isFailure(exit)) this.rearm(this.ttl / 10)
+      })
+    }
+    if (this.renewing) this.rearm(this.deadline - now)
+  }
+
+  private rearm(delay: number) {
+    this.env.timers.cancel(this.timer)
+    this.timer = this.env.timers.at(Math.min(this.env.timers.now() + delay, this.deadline), () => this.tick())
+  }
+
+  /** Renews; when refused, the lease is lost. */
+  private renew(ttl: number): Effect.Effect<void, Unavailable> {
+    return Effect.suspend(() => {
+      const sent = this.env.timers.now()
+      return Effect.map(this.env.store.renew(this.grant, ttl), (granted) => {
+        if (this.state !== "held") return
+        if (!granted) return this.lose()
+        this.ttl = ttl
+        this.deadline = sent + ttl
+        this.rearm(this.renews ? sent + ttl / 3 - this.env.timers.now() : ttl)
+      })
+    })
+  }
+
+  private lose() {
+    this.state = "lost"
+    this.env.timers.cancel(this.timer)
+    const lost = this.lostReason()
+    const listeners = this.listeners
+    this.listeners = undefined
+    if (listeners !== undefined) for (const listener of listeners) listener(lost)
+    this.env.runFork(
+      Effect.logWarning("Lock lease lost").pipe(
+        Effect.annotateLogs({ lock: this.key, fence: this.fence }),
+        Effect.andThen(Metric.update(Metrics.leasesLost, 1))
+      )
+    )
+  }
+
+  lostReason(): LockLost {
+    return new LockLost({ key: this.key, fence: this.fence })
+  }
+
+  /** Calls back when the lease is lost; at once if it already is. */
+  onLost(listener: (reason: LockLost) => void) {
+    if (this.state === "lost") listener(this.lostReason())
+    else (this.listeners ??= []).push(listener)
+  }
+
+  offLost(listener: (reason: LockLost) => void) {
+    this.listeners = this.listeners?.filter((other) => other !== listener)
+  }
+
+  /** Whether the lease covers this moment, also when the process was frozen past the deadline. */
+  covers(): boolean {
+    if (this.state === "held" && this.env.timers.now() >= this.deadline) this.lose()
+    return this.state === "held"
+  }
+
+  /** `undefined` when it is done already. */
+  release(): Effect.Effect<void> | undefined {
+    this.env.timers.cancel(this.timer)
+    if (this.state === "held") this.state = "released"
+    // Asked even when lost: the backend ignores a grant that is over, and may hold one that is not.
+    const released = this.env.store.release(this.grant)
+    if (settled(released) !== undefined) return undefined
+    return Effect.catch(released, (reason) =>
+      Effect.logWarning("Lock not released; it expires with its ttl", reason).pipe(
+        Effect.annotateLogs({ lock: this.key, fence: this.fence })
+      )
+    )
+  }
+
+  extend(ttl?: Duration.Input): Effect.Effect<void, LockError> {
+    return Effect.suspend(() => {
+      const millis = ttl === undefined ? this.ttl : Validate.millis("ttl", ttl)
+      if (typeof millis !== "number") return Effect.fail(new LockError({ reason: millis }))
+      if (!this.covers()) return Effect.fail(new LockError({ reason: this.lostReason() }))
+      return Effect.mapError(this.renew(millis), (reason) => new LockError({ reason })).pipe(
+        Effect.flatMap(() =>
+          this.state === "held" ? Effect.void : Effect.fail(new LockError({ reason: this.lostReason() }))
+        )
+      )
+    })
+  }
+
+  get lost(): Effect.Effect<LockLost> {
+    return Effect.callback<LockLost>((resume) => {
+      const listener = (reason: LockLost) => resume(Effect.succeed(reason))
+      this.onLost(listener)
+      return Effect.sync(() => this.offLost(listener))
+    })
+  }
+
+  get isHeld(): Effect.Effect<boolean> {
+    return Effect.sync(() => this.covers())
+  }
+}
+
+interface Env {
+  readonly store: LockStore["Service"]
+  readonly timers: Timers.Timers
+  readonly runFork: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
+}
+
+/**
+ * Makes the service on the {@link LockStore} in context.
+ *
+ * @since 0.1.0
+ */
+export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | Scope.Scope> = Effect.gen(function* () {
+  const store = yield* LockStore
+  const { app } = yield* Instance
+  const timers = yield* Timers.make
+  const runFork = Effect.runForkWith(yield* Effect.context<never>())
+  const env: Env = { store, timers, runFork }
+  const prefix = `${Validate.address(app, "lock")}:`
+
+  const fail = (reason: InvalidInput | Unavailable | LockLost) => Effect.fail(new LockError({ reason }))
+  const wrapError = (reason: Unavailable) => new LockError({ reason })
+
+  const span = <A>(key: string, effect: Effect.Effect<A, Unavailable>) =>
+    traced(store.system, "Lock.acquire", { "lock.key": key }, effect)
+
+  const hold = (key: string, grant: Grant, ttl: number, options: LeaseOptions | undefined): Held =>
+    new Held(env, key, grant, ttl, options?.renew !== false)
+
+  /** Holds what `request` is granted until the scope closes. Runs uninterruptibly, but for the request's waiting. */
+  const scoped = (
+    key: string,
+    options: LeaseOptions | undefined,
+    request: (storeKey: string, ttl: number) => Effect.Effect<Grant | undefined, Unavailable>
+  ): Effect.Effect<Held | undefined, LockError, Scope.Scope> => {
+    const ttl = ttlOf(options)
+    const invalid = Validate.key(key) ?? (typeof ttl === "number" ? undefined : ttl)
+    if (invalid !== undefined) return fail(invalid)
+    return Effect.flatMap(Effect.mapError(span(key, request(prefix + key, ttl as number)), wrapError), (grant) => {
+      if (grant === undefined) return Effect.undefined
+      const held = hold(key, grant, ttl as number, options)
+      return Effect.as(
+        Effect.addFinalizer(() => held.release() ?? Effect.void),
+        held
+      )
+    })
+  }
+
+  return Lock.of({
+    acquire: (key, options) =>
+      Effect.uninterruptibleMask((restore) =>
+        Effect.map(
+          scoped(key, options, (storeKey, ttl) => restore(store.acquire(storeKey, ttl))),
+          (held) => held!
+        )
+      ),
+
+    tryAcquire: (key, options) =>
+      Effect.uninterruptibleMask((restore) => {
+        const timeout = Validate.millis("timeout", options?.timeout ?? 0, { zero: true, infinity: true })
+        if (typeof timeout !== "number") return fail(timeout)
+        return Effect.map(
+          scoped(key, options, (storeKey, ttl) =>
+            timeout === 0
+              ? store.tryAcquire(storeKey, ttl)
+              : restore(
+                  Effect.timeoutOrElse<Grant | undefined, Unavailable, never, undefined, never, never>(
+                    store.acquire(storeKey, ttl),
+                    { duration: timeout, orElse: () => Effect.undefined }
+                  )
+                )
+          ),
+          Option.fromUndefinedOr
+        )
+      }),
+
+    runExclusive: <A, E, R>(
+      key: string,
+      work: Effect.Effect<A, E, R> | ((lease: Lease) => Effect.Effect<A, E, R>),
+      options?: LeaseOptions
+    ) =>
+      Effect.withFiber<A, E | LockError, R>((caller) => {
+        const ttl = ttlOf(options)
+        const invalid = Validate.key(key) ?? (typeof ttl === "number" ? undefined : ttl)
+        if (invalid !== undefined) return fail(invalid)
+        const interruptible = isInterruptible(caller)
+        const granted = store.acquire(prefix + key, ttl as number)
+        const run = (grant: Grant) =>
+          runProtected(caller, interruptible, hold(key, grant, ttl as number, options), work)
+        // Granted in the call: nothing can come between the grant and its release.
+        const known = settled(granted)
+        if (known !== undefined) return run(known.value)
+        const waited = interruptible ? Effect.interruptible(granted) : granted
+        return Effect.uninterruptible(Effect.flatMap(Effect.mapError(span(key, waited), wrapError), run))
+      })
+  })
+})
+
+const ttlOf = (options: LeaseOptions | undefined): number | InvalidInput =>
+  options?.ttl === undefined ? defaultTtl : Validate.millis("ttl", options.ttl)
+
+/** Whether a fiber can be interrupted where it stands. */
+const isInterruptible = (fiber: Fiber.Fiber<unknown, unknown>): boolean =>
+  (fiber as unknown as { readonly interruptible: boolean }).interruptible
+
+/**
+ * Runs the work in a fiber of its own, so that losing the lease can interrupt it
+ * without touching the caller. Work that does not wait costs no scheduling.
+ *
+ * That fiber releases the lease as its last act, whatever becomes of the caller.
+ */
+const runProtected = <A, E, R>(
+  caller: Fiber.Fiber<unknown, unknown>,
+  interruptible: boolean,
+  held: Held,
+  work: Effect.Effect<A, E, R> | ((lease: Lease) => Effect.Effect<A, E, R>)
+): Effect.Effect<A, E | LockError, R> => {
+  let covered = true
+  const fiber = Effect.runForkWith(caller.context as Context.Context<R>)(
+    Effect.onExitPrimitive(typeof work === "function" ? Effect.suspend(() => work(held)) : work, () => {
+      // An exit that comes after the deadline was not protected, even if nothing noticed yet.
+      covered = held.covers()
+      return held.release()
+    }),
+    interruptible ? undefined : { uninterruptible: true }
+  )
+  const answer = (exit: Exit.Exit<A, E>): Exit.Exit<A, E | LockError> =>
+    covered ? exit : Exit.fail(new LockError({ reason: held.lostReason() }))
+
+  const done = fiber.pollUnsafe()
+  if (done !== undefined) return answer(done)
+
+  // A caller that is interrupted before it gets to wait below still takes the work with it.
+  const forget = caller.addObserver(() => fiber.interruptUnsafe())
+  fiber.addObserver(forget)
+  const stop = awaitStop(fiber, `work under lock "${held.key}"`)
+  const wait = Effect.callback<A, E | LockError>((resume) => {
+    const onLost = (reason: LockLost) => resume(Effect.andThen(stop, Effect.fail(new LockError({ reason }))))
+    held.onLost(onLost)
+    fiber.addObserver((exit) => {
+      held.offLost(onLost)
+      resume(answer(exit))
+    })
+    return Effect.suspend(() => {
+      held.offLost(onLost)
+      return stop
+    })
+  })
+  return interruptible ? Effect.interruptible(wait) : wait
+}
+
+/**
+ * Provides {@link Lock} on the {@link LockStore} in context.
+ *
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<Lock, never, LockStore | Instance> = Layer.effect(Lock, make)

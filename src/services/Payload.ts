@@ -1,0 +1,178 @@
+/**
+ * A value on its way through a backend.
+ *
+ * A `Payload` is a JSON value in either of its two forms: text (what goes over
+ * a wire) or tree (what a Schema decodes). Each form is derived from the other
+ * when it is first asked for, so a memory backend never builds text and a
+ * Redis backend never parses twice.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Schema from "effect/Schema"
+import * as SchemaAST from "effect/SchemaAST"
+import * as SchemaJITCompiler from "effect/schema/SchemaJITCompiler"
+import { makeCopier } from "./internal/copier.ts"
+import { InvalidInput } from "./Reason.ts"
+
+/**
+ * A JSON value as text and as tree. Treat the tree as read-only.
+ *
+ * @since 0.1.0
+ */
+export class Payload {
+  #json: string | undefined
+  #tree: unknown
+  #hasTree: boolean
+  /** The last value decoded from this payload, for {@link Wire.read}. */
+  memo: { readonly wire: unknown; readonly copy: (() => unknown) | undefined } | undefined = undefined
+
+  private constructor(json: string | undefined, tree: unknown, hasTree: boolean) {
+    this.#json = json
+    this.#tree = tree
+    this.#hasTree = hasTree
+  }
+
+  /** From JSON text. The text is parsed when the tree is first read; malformed text throws there. */
+  static fromJson(json: string): Payload {
+    return new Payload(json, undefined, false)
+  }
+
+  /** From a JSON tree that nobody else will change. */
+  static fromTree(tree: unknown): Payload {
+    return new Payload(undefined, tree, true)
+  }
+
+  get json(): string {
+    return (this.#json ??= JSON.stringify(this.#tree))
+  }
+
+  get tree(): unknown {
+    if (!this.#hasTree) {
+      // The one place that parses: what comes out goes straight into a Schema.
+      this.#tree = JSON.parse(this.#json!)
+      this.#hasTree = true
+    }
+    return this.#tree
+  }
+}
+
+/**
+ * Writes values of one Schema to payloads, and reads them back.
+ *
+ * @since 0.1.0
+ */
+export interface Wire<A, RD = never, RE = never> {
+  /** Fails with `InvalidInput` naming `field` when the Schema refuses the value. */
+  readonly encode: (field: string, value: A) => Effect.Effect<Payload, InvalidInput, RE>
+  /** A value of its own for every call: changing it changes nothing else. */
+  readonly decode: (payload: Payload) => Effect.Effect<A, Schema.SchemaError, RD>
+  /** Like `decode`, for a payload read many times: decodes once and hands out copies. */
+  readonly read: (payload: Payload) => Effect.Effect<A, Schema.SchemaError, RD>
+}
+
+/**
+ * Makes the {@link Wire} of a Schema, through its canonical JSON codec.
+ *
+ * @since 0.1.0
+ */
+export const wire = <S extends Schema.Constraint>(
+  schema: S
+): Wire<S["Type"], S["DecodingServices"], S["EncodingServices"]> => {
+  const codec = Schema.toCodecJson(schema)
+  SchemaJITCompiler.enable(codec.ast)
+  SchemaJITCompiler.enable(Schema.flip(codec).ast)
+  const encodeUnknown = Schema.encodeUnknownEffect(codec)
+  const decodeUnknown = Schema.decodeUnknownEffect(codec)
+  const opaque = isOpaque(SchemaAST.toEncoded(codec.ast))
+
+  // Parts without a Schema pass encoding untouched: only text cuts the tie to the caller's objects.
+  const toPayload = (tree: unknown): Payload =>
+    opaque ? Payload.fromJson(JSON.stringify(tree)) : Payload.fromTree(tree)
+  const treeOf = (payload: Payload): unknown => (opaque ? JSON.parse(payload.json) : payload.tree)
+
+  const refused = (field: string, error: unknown): Effect.Effect<never, InvalidInput> =>
+    Effect.fail(new InvalidInput({ field, detail: error instanceof Error ? error.message : String(error) }))
+
+  const decode = (payload: Payload): Effect.Effect<S["Type"], Schema.SchemaError, S["DecodingServices"]> => {
+    let tree: unknown
+    try {
+      tree = treeOf(payload)
+    } catch {
+      tree = undefined // text that is not JSON decodes like a missing value: a SchemaError
+    }
+    return decodeUnknown(tree)
+  }
+
+  const self: Wire<S["Type"], S["DecodingServices"], S["EncodingServices"]> = {
+    encode: (field, value) =>
+      Effect.suspend(() => {
+        const encoded = encodeUnknown(value)
+        if (Exit.isExit(encoded) && Exit.isSuccess(encoded)) {
+          try {
+            return Exit.succeed(toPayload(encoded.value))
+          } catch (error) {
+            return refused(field, error)
+          }
+        }
+        return Effect.matchEffect(encoded, {
+          onFailure: (error) => refused(field, error),
+          onSuccess: (tree) =>
+            Effect.try({
+              try: () => toPayload(tree),
+              catch: (error) => new InvalidInput({ field, detail: String(error) })
+            })
+        })
+      }),
+    decode,
+    read: (payload) => {
+      const memo = payload.memo
+      if (memo !== undefined && memo.wire === self) {
+        return memo.copy === undefined ? decode(payload) : Exit.succeed(memo.copy() as S["Type"])
+      }
+      const decoded = decode(payload)
+      // Only a decode that needed no service and no wait gives the same value every time.
+      if (!Exit.isExit(decoded) || Exit.isFailure(decoded)) return decoded
+      const copy = makeCopier(decoded.value)
+      payload.memo = { wire: self, copy }
+      return copy === undefined ? decode(payload) : Exit.succeed(copy() as S["Type"])
+    }
+  }
+  return self
+}
+
+/** Whether encoding may hand through an object that the caller still holds. */
+const isOpaque = (ast: SchemaAST.AST, seen = new Set<SchemaAST.AST>()): boolean => {
+  if (seen.has(ast)) return false
+  seen.add(ast)
+  const any = (asts: ReadonlyArray<SchemaAST.AST>) => asts.some((ast) => isOpaque(ast, seen))
+  switch (ast._tag) {
+    case "Null":
+    case "Undefined":
+    case "Void":
+    case "Never":
+    case "String":
+    case "Number":
+    case "Boolean":
+    case "BigInt":
+    case "Literal":
+    case "Enum":
+    case "TemplateLiteral":
+      return false
+    case "Objects":
+      return (
+        (ast.propertySignatures.length === 0 && ast.indexSignatures.length === 0) ||
+        any(ast.propertySignatures.map((p) => p.type)) ||
+        any(ast.indexSignatures.map((i) => i.type))
+      )
+    case "Arrays":
+      return any(ast.elements) || any(ast.rest)
+    case "Union":
+      return any(ast.types)
+    case "Suspend":
+      return isOpaque(ast.thunk(), seen)
+    default:
+      return true
+  }
+}

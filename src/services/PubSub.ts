@@ -1,0 +1,408 @@
+/**
+ * Broadcast between the instances of an app.
+ *
+ * ```ts
+ * const Cancel = Topic.make("task.cancel", Schema.Struct({ id: Schema.String }))
+ *
+ * yield* PubSub.subscribe(Cancel, ({ id }) => stopLocalTask(id))
+ * yield* PubSub.publish(Cancel, { id })
+ * ```
+ *
+ * Guarantees:
+ *
+ * - When `subscribe` returns, a message published anywhere afterwards reaches the
+ *   handler. Every subscriber on every instance gets every message; subscribing
+ *   twice delivers twice.
+ * - At most once. A reconnect, or a subscriber that falls more than `capacity`
+ *   messages behind, surfaces a `gap` to whoever asked for it.
+ * - Order holds per publisher and channel. Each subscriber handles one message at
+ *   a time; a slow one holds up nobody else. (`onlySelf` messages never leave the
+ *   instance and are not ordered with those that do.)
+ * - A handler that fails is logged and counted, and the next message runs. A message
+ *   that does not decode is logged and counted.
+ * - Closing the scope of a subscription ends it: what is pending is dropped, a
+ *   running handler is interrupted.
+ *
+ * @since 0.1.0
+ */
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Metric from "effect/Metric"
+import * as Queue from "effect/Queue"
+import * as RcMap from "effect/RcMap"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { Instance } from "./Instance.ts"
+import * as Debounce from "./internal/debounce.ts"
+import * as Mailbox from "./internal/Mailbox.ts"
+import { settled } from "./internal/settled.ts"
+import { traced } from "./internal/telemetry.ts"
+import * as Timers from "./internal/Timers.ts"
+import * as Validate from "./internal/validate.ts"
+import * as Metrics from "./Metrics.ts"
+import type { Payload } from "./Payload.ts"
+import { PubSubTransport } from "./PubSubTransport.ts"
+import { InvalidInput, Unavailable } from "./Reason.ts"
+import type { Topic } from "./Topic.ts"
+
+/**
+ * What can go wrong with a broadcast. `reason` tells which: `InvalidInput` or `Unavailable`.
+ *
+ * @since 0.1.0
+ */
+export class PubSubError extends Schema.TaggedError<PubSubError>("cohort/PubSubError")("PubSubError", {
+  reason: Schema.Union([InvalidInput, Unavailable])
+}) {
+  override readonly cause: unknown = this.reason.cause
+  override get message(): string {
+    return this.reason.message
+  }
+}
+
+/**
+ * Trailing debounce: within `duration`, messages with equal keys collapse to one
+ * call with the last of them; messages with different keys all run.
+ *
+ * @since 0.1.0
+ */
+export interface DebounceOptions<A> {
+  /** The window, started again by every repeat; zero turns debounce off. */
+  readonly duration: Duration.Input
+  /** What makes messages equal; compared by structure. Default: their whole content. */
+  readonly key?: ((message: A) => unknown) | undefined
+  /** Longest time from the first of a run of repeats to the call. Default: no limit. */
+  readonly maxWait?: Duration.Input | undefined
+}
+
+/**
+ * Options of {@link subscribe}.
+ *
+ * @since 0.1.0
+ */
+export interface SubscribeOptions<A, R = never> {
+  /** A window, or more to say. Default: none. */
+  readonly debounce?: Duration.Input | DebounceOptions<A> | undefined
+  /** Runs, in turn with the handler, when messages may have been missed. */
+  readonly onGap?: Effect.Effect<unknown, unknown, R> | undefined
+  /** How many messages may wait for a busy handler; the oldest goes first. Default 65,536. */
+  readonly capacity?: number | undefined
+}
+
+/**
+ * Options of {@link publish}. Both together is an error.
+ *
+ * @since 0.1.0
+ */
+export interface PublishOptions {
+  /** Do not deliver on this instance. Default `true`. */
+  readonly skipSelf?: boolean | undefined
+  /** Deliver on this instance only. Default `false`. */
+  readonly onlySelf?: boolean | undefined
+}
+
+/**
+ * Options of {@link stream}.
+ *
+ * @since 0.1.0
+ */
+export interface StreamOptions {
+  /** How many messages may wait for a slow consumer; the oldest goes first. Default 65,536. */
+  readonly capacity?: number | undefined
+}
+
+/**
+ * Broadcasts by topic. See the module for the guarantees; the module functions of
+ * the same names call this service.
+ *
+ * @since 0.1.0
+ */
+export class PubSub extends Context.Service<
+  PubSub,
+  {
+    readonly publish: <A, RD, RE>(
+      topic: Topic<A, RD, RE>,
+      message: A,
+      options?: PublishOptions
+    ) => Effect.Effect<void, PubSubError, RE>
+    readonly subscribe: <A, RD, RE, R = never, R2 = never>(
+      topic: Topic<A, RD, RE>,
+      handler: (message: A) => Effect.Effect<unknown, unknown, R>,
+      options?: SubscribeOptions<A, R2>
+    ) => Effect.Effect<void, PubSubError, RD | R | R2 | Scope.Scope>
+    readonly stream: <A, RD, RE>(topic: Topic<A, RD, RE>, options?: StreamOptions) => Stream.Stream<A, PubSubError, RD>
+  }
+>()("cohort/services/PubSub") {}
+
+/**
+ * Sends a message to every subscriber of the topic on the other instances; see
+ * {@link PublishOptions} for this one. Fails, with nothing sent, when the Schema
+ * refuses the message.
+ *
+ * @since 0.1.0
+ */
+export const publish = <A, RD, RE>(
+  topic: Topic<A, RD, RE>,
+  message: A,
+  options?: PublishOptions
+): Effect.Effect<void, PubSubError, PubSub | RE> => PubSub.use((pubsub) => pubsub.publish(topic, message, options))
+
+/**
+ * Runs `handler` for every message of the topic until the scope closes.
+ *
+ * @since 0.1.0
+ */
+export const subscribe = <A, RD, RE, R = never, R2 = never>(
+  topic: Topic<A, RD, RE>,
+  handler: (message: A) => Effect.Effect<unknown, unknown, R>,
+  options?: SubscribeOptions<A, R2>
+): Effect.Effect<void, PubSubError, PubSub | RD | R | R2 | Scope.Scope> =>
+  PubSub.use((pubsub) => pubsub.subscribe(topic, handler, options))
+
+/**
+ * The messages of a topic, from the moment the stream runs.
+ *
+ * @since 0.1.0
+ */
+export const stream = <A, RD, RE>(
+  topic: Topic<A, RD, RE>,
+  options?: StreamOptions
+): Stream.Stream<A, PubSubError, PubSub | RD> =>
+  Stream.unwrap(PubSub.useSync((pubsub) => pubsub.stream(topic, options)))
+
+const defaultCapacity = 65_536
+
+/** What a subscriber gets: a message, or word that some may be missing. */
+type Delivery = Payload | typeof gap
+const gap = Symbol("gap")
+
+interface Channel {
+  /** Replaced, never changed: a message goes to those who were there when it came. */
+  subscribers: ReadonlyArray<(delivery: Delivery) => void>
+}
+
+/**
+ * Makes the service on the {@link PubSubTransport} in context.
+ *
+ * @since 0.1.0
+ */
+export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Instance | Scope.Scope> = Effect.gen(
+  function* () {
+    const transport = yield* PubSubTransport
+    const instance = yield* Instance
+    const timers = yield* Timers.make
+    const log = Effect.runForkWith(yield* Effect.context<never>())
+    const local = new Map<string, Channel>()
+
+    const address = (topic: { readonly channel: string }) => Validate.address(instance.app, "topic", topic.channel)
+
+    // One transport subscription per channel, shared by its subscribers.
+    const channels = yield* RcMap.make({
+      lookup: (channel: string) =>
+        Effect.gen(function* () {
+          const state: Channel = { subscribers: [] }
+          const deliver = (delivery: Delivery) => {
+            for (const subscriber of state.subscribers) subscriber(delivery)
+          }
+          local.set(channel, state)
+          yield* Effect.addFinalizer(() => Effect.sync(() => local.delete(channel)))
+          yield* transport.subscribe(
+            channel,
+            (message) => {
+              if (message.toSelf || message.from !== instance.id) deliver(message.payload)
+            },
+            () => {
+              log(Metric.update(Metrics.gaps, 1))
+              deliver(gap)
+            }
+          )
+          return state
+        })
+    })
+
+    const subscribe = <A, RD, RE, R = never, R2 = never>(
+      topic: Topic<A, RD, RE>,
+      handler: (message: A) => Effect.Effect<unknown, unknown, R>,
+      options?: SubscribeOptions<A, R2>
+    ): Effect.Effect<void, PubSubError, RD | R | R2 | Scope.Scope> =>
+      Effect.gen(function* () {
+        const debounce = readDebounce(options?.debounce)
+        const capacity = Validate.integer("capacity", options?.capacity ?? defaultCapacity, 1)
+        const invalid = Validate.name("channel", topic.channel) ?? invalidOf(debounce) ?? invalidOf(capacity)
+        if (invalid !== undefined) return yield* fail(invalid)
+
+        const context = yield* Effect.context<RD | R | R2>()
+        const warn = (text: string, annotations: Record<string, unknown>, ...details: ReadonlyArray<unknown>) =>
+          log(
+            Effect.logWarning(text, ...details).pipe(
+              Effect.annotateLogs({ channel: topic.channel, instance: instance.id, ...annotations })
+            )
+          )
+
+        const undecodable = (payload: Payload, error: unknown) => {
+          warn("Broadcast does not decode; dropped", { payload: excerpt(payload) }, error)
+          log(Metric.update(Metrics.messagesUndecodable, 1))
+        }
+
+        const onGap = options?.onGap ?? Effect.void
+        // Whether messages were dropped since the last one ran: told before the next.
+        let behind = false
+
+        type Task = { readonly payload: Payload; readonly message: A } | typeof gap
+        const mailbox = yield* Mailbox.make<Task, R | R2>({
+          name: `handler of "${topic.channel}"`,
+          context,
+          capacity: capacity as number,
+          run: (task) => {
+            if (task === gap) return onGap
+            if (!behind) return handler(task.message)
+            behind = false
+            return Effect.andThen(Effect.exit(onGap), () => handler(task.message))
+          },
+          onFailure: (task, exit) => {
+            warn(
+              task === gap ? "Gap handler failed" : "Broadcast handler failed",
+              task === gap ? {} : { payload: excerpt(task.payload) },
+              Cause.pretty(exit.cause)
+            )
+            log(Metric.update(Metrics.handlersFailed, 1))
+          },
+          onDrop: () => {
+            if (behind) return
+            behind = true
+            warn("Subscriber too slow; oldest broadcasts dropped", { capacity })
+            log(Metric.update(Metrics.gaps, 1))
+          }
+        })
+
+        let accept = (payload: Payload, message: A) => mailbox.push({ payload, message })
+        if (debounce !== undefined && !(debounce instanceof InvalidInput)) {
+          const keyOf = debounce.key
+          const offer = yield* Debounce.make<{ readonly payload: Payload; readonly message: A }>(
+            timers,
+            debounce,
+            mailbox.push
+          )
+          accept = (payload, message) => {
+            let key: unknown
+            try {
+              key = keyOf === undefined ? payload.tree : keyOf(message)
+            } catch (error) {
+              warn("Debounce key failed; message passed on", { payload: excerpt(payload) }, error)
+              return mailbox.push({ payload, message })
+            }
+            offer(key, { payload, message })
+          }
+        }
+
+        const decodeFork = Effect.runForkWith(context as Context.Context<RD>)
+        const subscriber = (delivery: Delivery) => {
+          if (delivery === gap) return options?.onGap === undefined ? undefined : mailbox.push(gap)
+          const decoded = topic.wire.decode(delivery)
+          const known = settled(decoded)
+          if (known !== undefined) return accept(delivery, known.value)
+          decodeFork(decoded).addObserver((exit) =>
+            exit._tag === "Success" ? accept(delivery, exit.value) : undecodable(delivery, Cause.squash(exit.cause))
+          )
+        }
+
+        const channel = yield* Effect.mapError(RcMap.get(channels, address(topic)), wrapError)
+        yield* Effect.acquireRelease(
+          Effect.sync(() => {
+            channel.subscribers = [...channel.subscribers, subscriber]
+          }),
+          () =>
+            Effect.sync(() => {
+              channel.subscribers = channel.subscribers.filter((other) => other !== subscriber)
+            })
+        )
+      })
+
+    const publish = <A, RD, RE>(
+      topic: Topic<A, RD, RE>,
+      message: A,
+      options?: PublishOptions
+    ): Effect.Effect<void, PubSubError, RE> =>
+      Effect.suspend(() => {
+        const invalid = topic.invalid ?? invalidTarget(options)
+        if (invalid !== undefined) return fail(invalid)
+        const encoded = topic.wire.encode("message", message)
+        const known = settled(encoded)
+        return known === undefined
+          ? Effect.flatMap(Effect.mapError(encoded, wrapError), (payload) => send(topic, payload, options))
+          : send(topic, known.value, options)
+      })
+
+    const send = (
+      topic: { readonly channel: string },
+      payload: Payload,
+      options: PublishOptions | undefined
+    ): Effect.Effect<void, PubSubError> => {
+      const channel = address(topic)
+      if (options?.onlySelf === true) {
+        const state = local.get(channel)
+        if (state !== undefined) for (const subscriber of state.subscribers) subscriber(payload)
+        return Effect.void
+      }
+      const sent = transport.publish(channel, { from: instance.id, toSelf: options?.skipSelf === false, payload })
+      return (
+        settled(sent) ??
+        Effect.mapError(
+          traced(transport.system, "PubSub.publish", { "messaging.destination.name": topic.channel }, sent),
+          wrapError
+        )
+      )
+    }
+
+    return PubSub.of({
+      publish,
+      subscribe,
+      stream: <A, RD, RE>(topic: Topic<A, RD, RE>, options?: StreamOptions) =>
+        Stream.callback<A, PubSubError, RD>(
+          (queue) =>
+            Effect.catchCause(
+              subscribe(topic, (message) => Queue.offer(queue, message)),
+              (cause) => Queue.failCause(queue, cause)
+            ),
+          { bufferSize: options?.capacity ?? defaultCapacity, strategy: "sliding" }
+        )
+    })
+  }
+)
+
+const fail = (reason: InvalidInput | Unavailable) => Effect.fail(new PubSubError({ reason }))
+const wrapError = (reason: InvalidInput | Unavailable) => new PubSubError({ reason })
+const invalidOf = (value: unknown): InvalidInput | undefined => (value instanceof InvalidInput ? value : undefined)
+
+const invalidTarget = (options: PublishOptions | undefined): InvalidInput | undefined =>
+  options?.onlySelf === true && options.skipSelf === true
+    ? new InvalidInput({ field: "onlySelf", detail: "excludes skipSelf: the message would reach nobody" })
+    : undefined
+
+const readDebounce = <A>(
+  input: Duration.Input | DebounceOptions<A> | undefined
+): (Debounce.DebounceOptions & { readonly key: ((message: A) => unknown) | undefined }) | InvalidInput | undefined => {
+  if (input === undefined) return undefined
+  const options: DebounceOptions<A> =
+    typeof input === "object" && input !== null && "duration" in input
+      ? (input as DebounceOptions<A>)
+      : { duration: input as Duration.Input }
+  const duration = Validate.millis("debounce", options.duration, { zero: true })
+  const maxWait = Validate.millis("debounce.maxWait", options.maxWait ?? Number.POSITIVE_INFINITY, { infinity: true })
+  if (typeof duration !== "number") return duration
+  if (typeof maxWait !== "number") return maxWait
+  return duration === 0 ? undefined : { duration, maxWait, key: options.key }
+}
+
+/** Enough of a payload to recognise it in a log. */
+const excerpt = (payload: Payload): string => payload.json.slice(0, 1_000)
+
+/**
+ * Provides {@link PubSub} on the {@link PubSubTransport} in context.
+ *
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<PubSub, never, PubSubTransport | Instance> = Layer.effect(PubSub, make)

@@ -1,0 +1,67 @@
+/**
+ * Checks of caller input. Each returns what it read, or the `InvalidInput` that
+ * names the field; nothing is thrown.
+ */
+import * as Duration from "effect/Duration"
+import { InvalidInput } from "../Reason.ts"
+
+/** Longest accepted name of an app, channel, cache or plugin, in UTF-16 units. */
+export const maxNameLength = 1_024
+
+/** Longest accepted cache key, lock key or job id, in UTF-16 units. */
+export const maxKeyLength = 65_536
+
+const text = (field: string, value: unknown, max: number): InvalidInput | undefined => {
+  if (typeof value !== "string") return new InvalidInput({ field, detail: `must be a string, got ${describe(value)}` })
+  if (value.length === 0) return new InvalidInput({ field, detail: "must not be empty" })
+  if (value.length > max) {
+    return new InvalidInput({ field, detail: `must have at most ${max} characters, has ${value.length}` })
+  }
+  return undefined
+}
+
+const describe = (value: unknown): string => (typeof value === "number" ? String(value) : typeof value)
+
+export const name = (field: string, value: unknown): InvalidInput | undefined => text(field, value, maxNameLength)
+
+export const key = (value: unknown, field = "key"): InvalidInput | undefined => text(field, value, maxKeyLength)
+
+/**
+ * Reads a duration in milliseconds.
+ *
+ * `min` is `"positive"` unless zero means something; `"infinity"` accepts
+ * `Duration.infinity` where "no limit" means something.
+ */
+export const millis = (
+  field: string,
+  input: Duration.Input,
+  allow: { readonly zero?: boolean; readonly infinity?: boolean } = {}
+): number | InvalidInput => {
+  const duration = input === null || input === undefined || Number.isNaN(input) ? undefined : readDuration(input)
+  if (duration === undefined) {
+    return new InvalidInput({ field, detail: `must be a duration, got ${describe(input)}` })
+  }
+  const value = Duration.toMillis(duration)
+  if (Number.isNaN(value) || value < 0 || (value === 0 && allow.zero !== true)) {
+    return new InvalidInput({ field, detail: `must be ${allow.zero ? "zero or more" : "positive"}, got ${value} ms` })
+  }
+  if (value === Number.POSITIVE_INFINITY && allow.infinity !== true) {
+    return new InvalidInput({ field, detail: "must be finite" })
+  }
+  return value
+}
+
+const readDuration = (input: Duration.Input): Duration.Duration | undefined => {
+  const result = Duration.fromInput(input)
+  return result._tag === "Some" ? result.value : undefined
+}
+
+/** Reads a whole number of at least `min`. */
+export const integer = (field: string, value: unknown, min: number): number | InvalidInput =>
+  typeof value === "number" && Number.isSafeInteger(value) && value >= min
+    ? value
+    : new InvalidInput({ field, detail: `must be a whole number of at least ${min}, got ${describe(value)}` })
+
+/** Joins name parts into one address; `:` and `%` inside a part are escaped, so no two lists of parts meet. */
+export const address = (...parts: ReadonlyArray<string>): string =>
+  parts.map((part) => part.replace(/[%:]/g, (char) => (char === "%" ? "%25" : "%3A"))).join(":")
