@@ -1,0 +1,8 @@
+/**
+ * Tasks that run on any instance.
+ *
+ * @since 0.1.0
+ */
+export * as Task from "./Task.ts"
+export * as Tasks from "./Tasks.ts"
+export * as TaskStore from "./TaskStore.ts"

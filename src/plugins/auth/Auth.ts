@@ -1,0 +1,140 @@
+/**
+ * Token policy and revocation, read through the cluster's cache.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import * as DateTime from "effect/DateTime"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
+import * as Cache from "../../services/Cache.ts"
+import * as Lock from "../../services/Lock.ts"
+import * as Plugin from "../../services/Plugin.ts"
+import type { StoreError } from "../StoreError.ts"
+import { AuthStore, TokenPolicy } from "./AuthStore.ts"
+
+const names = Plugin.namespace("auth")
+
+/**
+ * What a token says of itself.
+ *
+ * @since 0.1.0
+ */
+export const Token = Schema.Struct({ id: Schema.NonEmptyString, issuedAt: Schema.DateTimeUtcFromString })
+
+/**
+ * @since 0.1.0
+ */
+export type Token = typeof Token.Type
+
+/**
+ * What {@link Auth} says of a token.
+ *
+ * @since 0.1.0
+ */
+export const Verdict = Schema.Literals(["valid", "expired", "revoked"])
+
+/**
+ * @since 0.1.0
+ */
+export type Verdict = typeof Verdict.Type
+
+/**
+ * @since 0.1.0
+ */
+export class Auth extends Context.Service<
+  Auth,
+  {
+    /** The policy in force, at most a minute old, and current right after a change anywhere. */
+    readonly policy: Effect.Effect<TokenPolicy, StoreError | Cache.CacheError>
+    readonly setPolicy: (policy: TokenPolicy) => Effect.Effect<void, StoreError | Cache.CacheError>
+    /** Revokes a token on every instance, for as long as it would have been valid. */
+    readonly revoke: (token: Token) => Effect.Effect<void, StoreError | Cache.CacheError>
+    /** `fresh` asks the store and leaves the cache alone. */
+    readonly check: (
+      token: Token,
+      options?: { readonly fresh?: boolean | undefined }
+    ) => Effect.Effect<Verdict, StoreError | Cache.CacheError>
+  }
+>()("cohort/plugins/auth/Auth") {}
+
+/** When a token stops being valid, whatever else happens. */
+const expiry = (token: Token, policy: TokenPolicy) => DateTime.add(token.issuedAt, { seconds: policy.tokenSeconds })
+
+/**
+ * Provides {@link Auth}.
+ *
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<Auth, Cache.CacheError, AuthStore | Cache.Cache> = Layer.effect(
+  Auth,
+  Effect.gen(function* () {
+    const store = yield* AuthStore
+    const policies = yield* names.cache("policy", TokenPolicy, { ttl: "60 seconds" })
+    const revoked = yield* names.cache("revoked", Schema.Boolean)
+
+    const policy = policies.wrap("default", store.policy)
+
+    /** Time a token has left; `undefined` when it has none. */
+    const timeLeft = Effect.fnUntraced(function* (token: Token) {
+      const expiresAt = expiry(token, yield* policy)
+      const left = DateTime.distance(yield* DateTime.now, expiresAt)
+      return Duration.isGreaterThan(left, Duration.zero) ? { expiresAt, left } : undefined
+    })
+
+    return Auth.of({
+      policy,
+
+      setPolicy: (next) => Effect.andThen(store.setPolicy(next), Effect.asVoid(policies.del("default"))),
+
+      revoke: Effect.fnUntraced(function* (token) {
+        const time = yield* timeLeft(token)
+        if (time === undefined) return
+        yield* store.revoke(token.id, time.expiresAt)
+        yield* revoked.set(token.id, true, { ttl: time.left })
+      }),
+
+      check: Effect.fnUntraced(function* (token, options) {
+        const time = yield* timeLeft(token)
+        if (time === undefined) return "expired"
+        // Only "revoked" is kept, and no longer than the token could have lived: a token
+        // that is not revoked now may be in a moment.
+        const isRevoked = yield* revoked.wrapWithCondition(token.id, store.isRevoked(token.id), {
+          useCache: options?.fresh !== true,
+          isCacheable: (isRevoked) => isRevoked,
+          ttl: time.left
+        })
+        return isRevoked ? "revoked" : "valid"
+      })
+    })
+  })
+)
+
+/**
+ * The plugin: warms the policy, and lets one instance of the cluster forget
+ * revocations that have run out, every hour.
+ *
+ * @since 0.1.0
+ */
+export const plugin = Plugin.make(names.name, {
+  load: Effect.gen(function* () {
+    const auth = yield* Auth
+    const store = yield* AuthStore
+    yield* auth.policy
+    const purge = Effect.gen(function* () {
+      const purged = yield* store.purge(yield* DateTime.now)
+      if (purged > 0) yield* Effect.logDebug(`Forgot ${purged} revocations that ran out`)
+    }).pipe(
+      Effect.catchCause((cause) => Effect.logWarning("Purging revocations failed", cause)),
+      Effect.delay("1 hour"),
+      Effect.forever
+    )
+    yield* Lock.runExclusive(names.key("purge"), purge).pipe(
+      Effect.catch((error) => Effect.delay(Effect.logWarning("Not purging revocations for now", error), "5 seconds")),
+      Effect.forever,
+      Effect.forkScoped
+    )
+  })
+})
