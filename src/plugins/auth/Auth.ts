@@ -49,6 +49,8 @@ export class Auth extends Context.Service<
   {
     /** The policy in force, at most a minute old, and current right after a change anywhere. */
     readonly policy: Effect.Effect<TokenPolicy, StoreError | Cache.CacheError>
+    /** How often this instance has read the policy from the store. */
+    readonly policyLoads: Effect.Effect<number>
     readonly setPolicy: (policy: TokenPolicy) => Effect.Effect<void, StoreError | Cache.CacheError>
     /** Revokes a token on every instance, for as long as it would have been valid. */
     readonly revoke: (token: Token) => Effect.Effect<void, StoreError | Cache.CacheError>
@@ -68,14 +70,24 @@ const expiry = (token: Token, policy: TokenPolicy) => DateTime.add(token.issuedA
  *
  * @since 0.1.0
  */
-export const layer: Layer.Layer<Auth, Cache.CacheError, AuthStore | Cache.Cache> = Layer.effect(
+export const layer: Layer.Layer<Auth, Cache.CacheError, AuthStore | Cache.Cache | Lock.Lock> = Layer.effect(
   Auth,
   Effect.gen(function* () {
     const store = yield* AuthStore
     const policies = yield* names.cache("policy", TokenPolicy, { ttl: "60 seconds" })
     const revoked = yield* names.cache("revoked", Schema.Boolean)
 
-    const policy = policies.wrap("default", store.policy)
+    const lock = yield* Lock.Lock
+    let policyLoads = 0
+
+    // One load per cluster, however many instances find the cache empty at once.
+    const policy = policies
+      .wrap(
+        "default",
+        Effect.tap(store.policy, () => Effect.sync(() => policyLoads++)),
+        { exclusive: true }
+      )
+      .pipe(Effect.provideService(Lock.Lock, lock))
 
     /** Time a token has left; `undefined` when it has none. */
     const timeLeft = Effect.fnUntraced(function* (token: Token) {
@@ -86,6 +98,7 @@ export const layer: Layer.Layer<Auth, Cache.CacheError, AuthStore | Cache.Cache>
 
     return Auth.of({
       policy,
+      policyLoads: Effect.sync(() => policyLoads),
 
       setPolicy: (next) => Effect.andThen(store.setPolicy(next), Effect.asVoid(policies.del("default"))),
 
