@@ -36,14 +36,14 @@ export class DeadLetterNotFound extends Schema.TaggedError<DeadLetterNotFound>("
 const Errors = [Unavailable, BadRequest] as const
 
 /** How much work waits, runs and has failed. */
-export const Depth = Schema.Struct({
+const Depth = Schema.Struct({
   ready: Schema.Int,
   delayed: Schema.Int,
   inFlight: Schema.Int,
   dead: Schema.Int
 })
 
-export const Health = Schema.Struct({
+const Health = Schema.Struct({
   status: Schema.Literal("ok"),
   app: Schema.String,
   instance: Schema.String,
@@ -165,7 +165,7 @@ class TasksGroup extends HttpApiGroup.make("tasks")
   .annotateMerge(OpenApi.annotations({ title: "Tasks", description: "Long-running work" })) {}
 
 /** A dead letter of the task queue; its id is the task's. */
-export const DeadLetter = Schema.Struct({
+const DeadLetter = Schema.Struct({
   id: Schema.String,
   encoded: Schema.String,
   attempts: Schema.Int,

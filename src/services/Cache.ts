@@ -462,7 +462,7 @@ const makeNamed = <A, R>(
     wrap: (<E, R2>(key: string, load: Effect.Effect<A, E, R2>, options?: WrapOptions) =>
       Effect.suspend((): Effect.Effect<A, E | CacheError, R | R2 | Lock.Lock> => {
         const ttl = ttlOf(options)
-        const invalid = writeInvalid(ttl, [key])
+        const invalid = Validate.key(key) ?? invalidOf(ttl)
         if (invalid !== undefined) return fail(invalid)
         const run = (degraded: boolean) => loadAndFill<E, R2, never, never>(key, load, ttl as Ttl, undefined, degraded)
         return options?.exclusive

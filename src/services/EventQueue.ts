@@ -45,6 +45,7 @@ import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
 import * as Option from "effect/Option"
 import * as Pull from "effect/Pull"
+import * as References from "effect/References"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
@@ -59,12 +60,12 @@ import {
   type Worker
 } from "./EventQueueStore.ts"
 import { Instance } from "./Instance.ts"
-import { stopGrace } from "./internal/fibers.ts"
+import { awaitStop, stopGrace } from "./internal/fibers.ts"
 import { settled } from "./internal/settled.ts"
 import { traced } from "./internal/telemetry.ts"
 import * as Timers from "./internal/Timers.ts"
 import * as Validate from "./internal/validate.ts"
-import type { Job } from "./Job.ts"
+import { defaultBackoff, type Job } from "./Job.ts"
 import * as Metrics from "./Metrics.ts"
 import { InvalidInput, Unavailable } from "./Reason.ts"
 
@@ -320,7 +321,7 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
       )
 
     const toDeadLetter = <A, RD, RE>(job: Job<A, RD, RE>, dead: DeadJob): Effect.Effect<DeadLetter<A>, never, RD> =>
-      Effect.map(Effect.option(job.wire.decode(dead.payload)), (payload) => ({
+      Effect.map(decodable(job.wire.decode(dead.payload)), (payload) => ({
         id: dead.id,
         payload,
         encoded: dead.payload.json,
@@ -447,6 +448,10 @@ const runSubscription = <A, RD, RE, R, R2>(
     const room = Latch.makeUnsafe(true)
     let finished: Array<Settlement> = []
     let taking = false
+    /** Set when draining begins: nothing is started from then on. */
+    let closing = false
+    /** Set when draining has ended: nothing is settled from then on. */
+    let closed = false
     let settling: Fiber.Fiber<void> | undefined
 
     // --- settling ---
@@ -479,7 +484,7 @@ const runSubscription = <A, RD, RE, R, R2>(
 
     /** Settles soon: what finishes in one turn goes out in one batch. */
     const flush = () => {
-      if (settling !== undefined || finished.length === 0) return
+      if (settling !== undefined || finished.length === 0 || closed) return
       const fiber = runFork(settleLoop)
       if (fiber.pollUnsafe() !== undefined) return
       settling = fiber
@@ -502,6 +507,11 @@ const runSubscription = <A, RD, RE, R, R2>(
       Metrics.jobsSettledBy[outcome._tag].updateUnsafe(1, context as Context.Context<never>)
     }
 
+    /** What a take under way brought when draining began. */
+    const giveBack = (delivery: Delivery) => {
+      finished.push({ delivery, outcome: { _tag: "release" } })
+    }
+
     // --- one job ---
 
     const free = (entry: Running) => {
@@ -516,9 +526,13 @@ const runSubscription = <A, RD, RE, R, R2>(
         settle(entry, { _tag: "bury", reason, error })
         return
       }
-      const retry = Effect.map(retryDelay(job.backoff, attempt), (delay) =>
-        settle(entry, { _tag: "retry", delay, error })
+      const delay = Effect.catchCause(retryDelay(job.backoff, attempt), (cause) =>
+        Effect.andThen(
+          logWarning("Backoff failed; the default is used", Cause.pretty(cause)),
+          retryDelay(defaultBackoff, attempt)
+        )
       )
+      const retry = Effect.map(delay, (delay) => settle(entry, { _tag: "retry", delay, error }))
       runFork(
         Effect.andThen(
           Effect.annotateLogs(Effect.logDebug("Job attempt failed; it is retried", error), {
@@ -593,9 +607,14 @@ const runSubscription = <A, RD, RE, R, R2>(
       )
     }
 
+    const annotations = { ...Context.get(context, References.CurrentLogAnnotations), ...instance }
+    /** The context of an attempt; cheaper than `annotateLogs`, which changes that of a fiber and back. */
+    const logging = ({ attempt, id }: Delivery): Context.Context<RD | R> =>
+      Context.add(context, References.CurrentLogAnnotations, { ...annotations, job: id, attempt })
+
     const run = (entry: Running, handler: Effect.Effect<unknown, unknown, RD | R>, readable?: () => boolean) => {
       const { delivery } = entry
-      const fiber = runFork(Effect.annotateLogs(handler, { ...instance, job: delivery.id, attempt: delivery.attempt }))
+      const fiber = Effect.runForkWith(logging(delivery))(handler)
       const done = (exit: Exit.Exit<unknown, unknown>) => {
         if (exit._tag === "Failure" && readable !== undefined && !readable() && entry.verdict === undefined) {
           failed(entry, "Undecodable", describe(exit.cause))
@@ -638,7 +657,8 @@ const runSubscription = <A, RD, RE, R, R2>(
         const taken = worker.take(Math.min((concurrency as number) - running.size, 1_000))
         const startAll = (deliveries: ReadonlyArray<Delivery>) => {
           taking = true
-          for (const delivery of deliveries) start(delivery)
+          if (closing) for (const delivery of deliveries) giveBack(delivery)
+          else for (const delivery of deliveries) start(delivery)
           taking = false
           flush()
           if (running.size >= (concurrency as number)) room.closeUnsafe()
@@ -667,15 +687,6 @@ const runSubscription = <A, RD, RE, R, R2>(
             yield* Effect.sleep(idleInterval as number)
           })
 
-    const pump = yield* step.pipe(
-      Effect.catch((error) =>
-        Effect.andThen(logWarning("Queue unavailable; trying again", error), Effect.retry(step, outageBackoff))
-      ),
-      Effect.forever,
-      Effect.provideContext(context),
-      Effect.forkIn(workerScope)
-    )
-
     // --- draining ---
 
     const allFree = Effect.gen(function* () {
@@ -689,16 +700,31 @@ const runSubscription = <A, RD, RE, R, R2>(
       return settling === undefined ? Effect.void : Effect.asVoid(Fiber.await(settling))
     })
 
+    // Set up before anything is taken, so that whatever is started is also stopped.
+    let pump: Fiber.Fiber<never, Unavailable> | undefined
     yield* Effect.addFinalizer(() =>
       Effect.gen(function* () {
-        yield* Fiber.interrupt(pump)
+        closing = true
+        if (pump !== undefined) yield* awaitStop(pump, "The idle gate of a queue")
         yield* Effect.timeoutOption(allFree, shutdownTimeout as number)
         for (const entry of running) stop(entry, "shutdown")
         // Handlers that ignore interruption are left behind by `stop` after its grace.
         yield* Effect.timeoutOption(allFree, Duration.sum(stopGrace, Duration.millis(1)))
         yield* Effect.timeoutOption(Effect.repeat(allSettled, { while: () => finished.length > 0 }), stopGrace)
+        // What an outage did not let through comes back with its lease.
+        closed = true
+        if (settling !== undefined) yield* Fiber.interrupt(settling)
         yield* Effect.ignore(worker.pause)
       })
+    )
+
+    pump = yield* step.pipe(
+      Effect.catch((error) =>
+        Effect.andThen(logWarning("Queue unavailable; trying again", error), Effect.retry(step, outageBackoff))
+      ),
+      Effect.forever,
+      Effect.provideContext(context),
+      Effect.forkDetach
     )
   })
 
@@ -719,6 +745,10 @@ const retryDelay = (backoff: Schedule.Schedule<unknown, unknown>, retry: number)
 
 /** What is kept of an error: readable, and not larger than it is worth. */
 const describe = (cause: Cause.Cause<unknown>): string => Cause.pretty(cause).slice(0, 4_000)
+
+/** `None` when it does not decode, also when the Schema throws. */
+const decodable = <A, E, R>(decoded: Effect.Effect<A, E, R>): Effect.Effect<Option.Option<A>, never, R> =>
+  Effect.catchCause(Effect.asSome(decoded), () => Effect.succeedNone)
 
 const fail = (reason: InvalidInput | Unavailable) => Effect.fail(new EventQueueError({ reason }))
 const wrapError = (reason: InvalidInput | Unavailable) => new EventQueueError({ reason })

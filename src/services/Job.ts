@@ -48,7 +48,7 @@ export interface Job<A, RD = never, RE = never> {
 }
 
 /**
- * Exponential from 500 ms, factor 2, capped at 30 seconds, jittered.
+ * Exponential from 500 ms, factor 2, capped at 30 seconds, then jittered by up to a fifth.
  *
  * @since 0.1.0
  */

@@ -28,7 +28,7 @@ import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import type * as Fiber from "effect/Fiber"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
 import * as Option from "effect/Option"
@@ -171,8 +171,8 @@ export const runExclusive = <A, E, R>(
 
 const defaultTtl = 30_000
 
-/** A lease and its clockwork: one timer that first renews, then ends it. */
-class Held implements Lease {
+/** A lease and its clockwork: it is the timer that first renews, then ends it. */
+class Held extends Timers.Timer implements Lease {
   readonly key: string
   readonly fence: number
   private readonly env: Env
@@ -182,10 +182,10 @@ class Held implements Lease {
   private deadline: number
   private state: "held" | "released" | "lost" = "held"
   private renewing = false
-  private timer: Timers.Timer
   private listeners: Array<(reason: LockLost) => void> | undefined = undefined
 
   constructor(env: Env, key: string, grant: Grant, ttl: number, renews: boolean) {
+    super()
     this.env = env
     this.key = key
     this.fence = grant.fence
@@ -193,10 +193,10 @@ class Held implements Lease {
     this.ttl = ttl
     this.renews = renews
     this.deadline = grant.since + ttl
-    this.timer = env.timers.at(grant.since + (renews ? ttl / 3 : ttl), () => this.tick())
+    env.timers.start(this, grant.since + (renews ? ttl / 3 : ttl))
   }
 
-  private tick() {
+  run() {
     if (this.state !== "held") return
     const now = this.env.timers.now()
     if (now >= this.deadline) return this.lose()
@@ -212,8 +212,7 @@ class Held implements Lease {
   }
 
   private rearm(delay: number) {
-    this.env.timers.cancel(this.timer)
-    this.timer = this.env.timers.at(Math.min(this.env.timers.now() + delay, this.deadline), () => this.tick())
+    this.env.timers.start(this, Math.min(this.env.timers.now() + delay, this.deadline))
   }
 
   /** Renews; when refused, the lease is lost. */
@@ -232,7 +231,7 @@ class Held implements Lease {
 
   private lose() {
     this.state = "lost"
-    this.env.timers.cancel(this.timer)
+    this.env.timers.cancel(this)
     const lost = this.lostReason()
     const listeners = this.listeners
     this.listeners = undefined
@@ -267,7 +266,7 @@ class Held implements Lease {
 
   /** `undefined` when it is done already. */
   release(): Effect.Effect<void> | undefined {
-    this.env.timers.cancel(this.timer)
+    this.env.timers.cancel(this)
     if (this.state === "held") this.state = "released"
     // Asked even when lost: the backend ignores a grant that is over, and may hold one that is not.
     const released = this.env.store.release(this.grant)
@@ -325,8 +324,6 @@ export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | 
   const prefix = `${Validate.address(app, "lock")}:`
 
   const fail = (reason: InvalidInput | Unavailable | LockLost) => Effect.fail(new LockError({ reason }))
-  const wrapError = (reason: Unavailable) => new LockError({ reason })
-
   const span = <A>(key: string, effect: Effect.Effect<A, Unavailable>) =>
     traced(store.system, "Lock.acquire", { "lock.key": key }, effect)
 
@@ -340,7 +337,7 @@ export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | 
     request: (storeKey: string, ttl: number) => Effect.Effect<Grant | undefined, Unavailable>
   ): Effect.Effect<Held | undefined, LockError, Scope.Scope> => {
     const ttl = ttlOf(options)
-    const invalid = Validate.key(key) ?? (typeof ttl === "number" ? undefined : ttl)
+    const invalid = Validate.lockKey(key) ?? (typeof ttl === "number" ? undefined : ttl)
     if (invalid !== undefined) return fail(invalid)
     return Effect.flatMap(Effect.mapError(span(key, request(prefix + key, ttl as number)), wrapError), (grant) => {
       if (grant === undefined) return Effect.undefined
@@ -387,20 +384,28 @@ export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | 
     ) =>
       Effect.withFiber<A, E | LockError, R>((caller) => {
         const ttl = ttlOf(options)
-        const invalid = Validate.key(key) ?? (typeof ttl === "number" ? undefined : ttl)
+        const invalid = Validate.lockKey(key) ?? (typeof ttl === "number" ? undefined : ttl)
         if (invalid !== undefined) return fail(invalid)
-        const interruptible = isInterruptible(caller)
-        const granted = store.acquire(prefix + key, ttl as number)
-        const run = (grant: Grant) =>
-          runProtected(caller, interruptible, hold(key, grant, ttl as number, options), work)
+        const storeKey = prefix + key
+        const guard: Guard<A, E, R> = { env, caller, interruptible: isInterruptible(caller), work }
+        const held = (grant: Grant) => new Held(env, key, grant, ttl as number, options?.renew !== false)
+
         // Granted in the call: nothing can come between the grant and its release.
-        const known = settled(granted)
-        if (known !== undefined) return run(known.value)
-        const waited = interruptible ? Effect.interruptible(granted) : granted
-        return Effect.uninterruptible(Effect.flatMap(Effect.mapError(span(key, waited), wrapError), run))
+        if (store.request !== undefined) {
+          const taken = settled(store.tryAcquire(storeKey, ttl as number))
+          if (taken?.value !== undefined) return runProtected(guard, held(taken.value))
+          if (taken !== undefined) return queueProtected(guard, store.request, storeKey, ttl as number, held)
+        }
+        const granted = store.acquire(storeKey, ttl as number)
+        const waited = guard.interruptible ? Effect.interruptible(granted) : granted
+        return Effect.uninterruptible(
+          Effect.flatMap(Effect.mapError(span(key, waited), wrapError), (grant) => runProtected(guard, held(grant)))
+        )
       })
   })
 })
+
+const wrapError = (reason: Unavailable) => new LockError({ reason })
 
 const ttlOf = (options: LeaseOptions | undefined): number | InvalidInput =>
   options?.ttl === undefined ? defaultTtl : Validate.millis("ttl", options.ttl)
@@ -409,51 +414,119 @@ const ttlOf = (options: LeaseOptions | undefined): number | InvalidInput =>
 const isInterruptible = (fiber: Fiber.Fiber<unknown, unknown>): boolean =>
   (fiber as unknown as { readonly interruptible: boolean }).interruptible
 
+/** Work to protect, and for whom. */
+interface Guard<A, E, R> {
+  readonly env: Env
+  readonly caller: Fiber.Fiber<unknown, unknown>
+  /** Whether the caller could be interrupted where it asked. */
+  readonly interruptible: boolean
+  readonly work: Effect.Effect<A, E, R> | ((lease: Lease) => Effect.Effect<A, E, R>)
+}
+
+const uninterruptible = { uninterruptible: true }
+
 /**
- * Runs the work in a fiber of its own, so that losing the lease can interrupt it
+ * Starts the work in a fiber of its own, so that losing the lease can interrupt it
  * without touching the caller. Work that does not wait costs no scheduling.
- *
- * That fiber releases the lease as its last act, whatever becomes of the caller.
  */
-const runProtected = <A, E, R>(
-  caller: Fiber.Fiber<unknown, unknown>,
-  interruptible: boolean,
-  held: Held,
-  work: Effect.Effect<A, E, R> | ((lease: Lease) => Effect.Effect<A, E, R>)
-): Effect.Effect<A, E | LockError, R> => {
-  let covered = true
-  const fiber = Effect.runForkWith(caller.context as Context.Context<R>)(
-    Effect.onExitPrimitive(typeof work === "function" ? Effect.suspend(() => work(held)) : work, () => {
-      // An exit that comes after the deadline was not protected, even if nothing noticed yet.
-      covered = held.covers()
-      return held.release()
-    }),
-    interruptible ? undefined : { uninterruptible: true }
+const start = <A, E, R>({ caller, interruptible, work }: Guard<A, E, R>, held: Held): Fiber.Fiber<A, E> =>
+  Effect.runForkWith(caller.context as Context.Context<R>)(
+    typeof work === "function" ? Effect.suspend(() => work(held)) : work,
+    interruptible ? undefined : uninterruptible
   )
-  const answer = (exit: Exit.Exit<A, E>): Exit.Exit<A, E | LockError> =>
-    covered ? exit : Exit.fail(new LockError({ reason: held.lostReason() }))
 
+/** What the work's exit is worth: one that comes after the deadline was not protected, even if nothing noticed yet. */
+const answerOf = <A, E>(held: Held, exit: Exit.Exit<A, E>): Exit.Exit<A, E | LockError> =>
+  held.covers() ? exit : Exit.fail(new LockError({ reason: held.lostReason() }))
+
+/** The release on its way, in a fiber that nobody interrupts; `undefined` when it is done already. */
+const release = (env: Env, held: Held): Fiber.Fiber<void> | undefined => {
+  const released = held.release()
+  if (released === undefined) return undefined
+  const fiber = env.runFork(released)
+  return fiber.pollUnsafe() === undefined ? fiber : undefined
+}
+
+/**
+ * Releases the lease when the work has ended, whatever becomes of the caller, and
+ * then answers; answers earlier when the lease is lost and the work has stopped.
+ * Returns what stops the work. Only the first answer counts.
+ */
+const follow = <A, E>(
+  env: Env,
+  held: Held,
+  fiber: Fiber.Fiber<A, E>,
+  resume: (answer: Effect.Effect<A, E | LockError>) => void
+): Effect.Effect<void> => {
+  let releasing: Fiber.Fiber<void> | undefined
+  const stop = Effect.suspend(() =>
+    Effect.flatMap(awaitStop(fiber, `work under lock "${held.key}"`), () =>
+      releasing === undefined ? Effect.void : Effect.asVoid(Fiber.await(releasing))
+    )
+  )
+  held.onLost((reason) => resume(Effect.andThen(stop, Effect.fail(new LockError({ reason })))))
+  fiber.addObserver((exit) => {
+    const answer = answerOf(held, exit)
+    releasing = release(env, held)
+    if (releasing === undefined) resume(answer)
+    else releasing.addObserver(() => resume(answer))
+  })
+  return stop
+}
+
+/** Runs the work under a lease that is held. */
+const runProtected = <A, E, R>(guard: Guard<A, E, R>, held: Held): Effect.Effect<A, E | LockError, R> => {
+  const { caller, env, interruptible } = guard
+  const fiber = start(guard, held)
   const done = fiber.pollUnsafe()
-  if (done !== undefined) return answer(done)
+  if (done !== undefined) {
+    const answer = answerOf(held, done)
+    const releasing = release(env, held)
+    return releasing === undefined ? answer : Effect.andThen(Fiber.await(releasing), answer)
+  }
 
+  let answer: Effect.Effect<A, E | LockError> | undefined
+  let resume = (first: Effect.Effect<A, E | LockError>) => {
+    answer ??= first
+  }
+  const stop = follow(env, held, fiber, (answer) => resume(answer))
   // A caller that is interrupted before it gets to wait below still takes the work with it.
   const forget = caller.addObserver(() => fiber.interruptUnsafe())
-  fiber.addObserver(forget)
-  const stop = awaitStop(fiber, `work under lock "${held.key}"`)
-  const wait = Effect.callback<A, E | LockError>((resume) => {
-    const onLost = (reason: LockLost) => resume(Effect.andThen(stop, Effect.fail(new LockError({ reason }))))
-    held.onLost(onLost)
-    fiber.addObserver((exit) => {
-      held.offLost(onLost)
-      resume(answer(exit))
-    })
-    return Effect.suspend(() => {
-      held.offLost(onLost)
-      return stop
-    })
+  const wait = Effect.callback<A, E | LockError>((waiting) => {
+    forget()
+    if (answer !== undefined) return waiting(answer)
+    resume = waiting
+    return stop
   })
   return interruptible ? Effect.interruptible(wait) : wait
 }
+
+/** Waits for a lease and runs the work under it: for the caller it is one wait, from asking to the work's end. */
+const queueProtected = <A, E, R>(
+  guard: Guard<A, E, R>,
+  request: NonNullable<LockStore["Service"]["request"]>,
+  storeKey: string,
+  ttl: number,
+  held: (grant: Grant) => Held
+): Effect.Effect<A, E | LockError> =>
+  Effect.callback<A, E | LockError>((resume) => {
+    const { env } = guard
+    let stop: Effect.Effect<void> | undefined
+    const enter = (grant: Grant) => {
+      const lease = held(grant)
+      stop = follow(env, lease, start(guard, lease), resume)
+    }
+    const withdraw = request(storeKey, ttl, (granted) => {
+      const known = settled(granted)
+      if (known !== undefined) return enter(known.value)
+      const asking = env.runFork(granted)
+      stop = Fiber.interrupt(asking)
+      asking.addObserver((exit) =>
+        exit._tag === "Success" ? enter(exit.value) : resume(Effect.mapError(Effect.failCause(exit.cause), wrapError))
+      )
+    })
+    return guard.interruptible ? Effect.suspend(() => stop ?? withdraw) : undefined
+  })
 
 /**
  * Provides {@link Lock} on the {@link LockStore} in context.

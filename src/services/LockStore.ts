@@ -51,6 +51,16 @@ export class LockStore extends Context.Service<
     readonly tryAcquire: (key: string, ttl: number) => Effect.Effect<Grant | undefined, Unavailable>
     /** Waits for its turn. Interruption withdraws the request, and gives back a grant that raced it. */
     readonly acquire: (key: string, ttl: number) => Effect.Effect<Grant, Unavailable>
+    /**
+     * Like `acquire`, by callback: `resume` gets the grant, in the call or later, and at most once; the effect
+     * that comes back withdraws, like interruption. A store that grants by callback anyway offers it, so that
+     * what waits under contention is one fiber and not two.
+     */
+    readonly request?: (
+      key: string,
+      ttl: number,
+      resume: (granted: Effect.Effect<Grant, Unavailable>) => void
+    ) => Effect.Effect<void>
     /** Starts the ttl again; `false` when the grant is no longer live. */
     readonly renew: (grant: Grant, ttl: number) => Effect.Effect<boolean, Unavailable>
     /** Ends the grant. Does nothing when it is no longer live. */

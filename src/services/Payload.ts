@@ -64,7 +64,10 @@ export class Payload {
  * @since 0.1.0
  */
 export interface Wire<A, RD = never, RE = never> {
-  /** Fails with `InvalidInput` naming `field` when the Schema refuses the value. */
+  /**
+   * Fails with `InvalidInput` naming `field` when the Schema refuses the value. As with
+   * a port, called inside a running effect: what needs no waiting is done in the call.
+   */
   readonly encode: (field: string, value: A) => Effect.Effect<Payload, InvalidInput, RE>
   /** A value of its own for every call: changing it changes nothing else. */
   readonly decode: (payload: Payload) => Effect.Effect<A, Schema.SchemaError, RD>
@@ -88,12 +91,16 @@ export const wire = <S extends Schema.Constraint>(
   const opaque = isOpaque(SchemaAST.toEncoded(codec.ast))
 
   // Parts without a Schema pass encoding untouched: only text cuts the tie to the caller's objects.
-  const toPayload = (tree: unknown): Payload =>
-    opaque ? Payload.fromJson(JSON.stringify(tree)) : Payload.fromTree(tree)
+  const toPayload = (tree: unknown): Payload => {
+    if (!opaque) return Payload.fromTree(tree)
+    const json: string | undefined = JSON.stringify(tree)
+    if (json === undefined) throw new Error("has no JSON form")
+    return Payload.fromJson(json)
+  }
   const treeOf = (payload: Payload): unknown => (opaque ? JSON.parse(payload.json) : payload.tree)
 
   const refused = (field: string, error: unknown): Effect.Effect<never, InvalidInput> =>
-    Effect.fail(new InvalidInput({ field, detail: error instanceof Error ? error.message : String(error) }))
+    Effect.fail(new InvalidInput({ field, detail: reasonOf(error) }))
 
   const decode = (payload: Payload): Effect.Effect<S["Type"], Schema.SchemaError, S["DecodingServices"]> => {
     let tree: unknown
@@ -106,25 +113,24 @@ export const wire = <S extends Schema.Constraint>(
   }
 
   const self: Wire<S["Type"], S["DecodingServices"], S["EncodingServices"]> = {
-    encode: (field, value) =>
-      Effect.suspend(() => {
-        const encoded = encodeUnknown(value)
-        if (Exit.isExit(encoded) && Exit.isSuccess(encoded)) {
-          try {
-            return Exit.succeed(toPayload(encoded.value))
-          } catch (error) {
-            return refused(field, error)
-          }
+    encode: (field, value) => {
+      const encoded = encodeUnknown(value)
+      if (Exit.isExit(encoded) && Exit.isSuccess(encoded)) {
+        try {
+          return Exit.succeed(toPayload(encoded.value))
+        } catch (error) {
+          return refused(field, error)
         }
-        return Effect.matchEffect(encoded, {
-          onFailure: (error) => refused(field, error),
-          onSuccess: (tree) =>
-            Effect.try({
-              try: () => toPayload(tree),
-              catch: (error) => new InvalidInput({ field, detail: String(error) })
-            })
-        })
-      }),
+      }
+      return Effect.matchEffect(encoded, {
+        onFailure: (error) => refused(field, error),
+        onSuccess: (tree) =>
+          Effect.try({
+            try: () => toPayload(tree),
+            catch: (error) => new InvalidInput({ field, detail: reasonOf(error) })
+          })
+      })
+    },
     decode,
     read: (payload) => {
       const memo = payload.memo
@@ -141,6 +147,8 @@ export const wire = <S extends Schema.Constraint>(
   }
   return self
 }
+
+const reasonOf = (error: unknown): string => (error instanceof Error ? error.message : String(error))
 
 /** Whether encoding may hand through an object that the caller still holds. */
 const isOpaque = (ast: SchemaAST.AST, seen = new Set<SchemaAST.AST>()): boolean => {

@@ -10,6 +10,7 @@
  */
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
@@ -89,8 +90,9 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>>(
   Effect.gen(function* () {
     const ordered = yield* inDependencyOrder(plugins)
     const context = yield* Effect.context<RequirementsOf<Plugins[number]> | Scope.Scope>()
-    // Enabling and disabling, one at a time.
+    // Enabling, disabling and stopping, one at a time.
     const turn = yield* Semaphore.make(1)
+    const stopping = yield* Deferred.make<void>()
     const scopes = new Map<string, Scope.Closeable>()
 
     const close = (plugin: Plugin.Any) =>
@@ -100,10 +102,10 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>>(
         return scope === undefined ? Effect.void : Scope.close(scope, Exit.void)
       })
 
-    const run = (plugin: Plugin.Any, phase: "beforeLoad" | "load") =>
+    const run = (plugin: Plugin.Any, phase: "beforeLoad" | "load", scope: Scope.Scope) =>
       Effect.suspend(() => plugin[phase] as Effect.Effect<void, unknown, any>).pipe(
         Effect.annotateLogs({ plugin: plugin.name }),
-        Scope.provide(scopes.get(plugin.name)!),
+        Scope.provide(scope),
         Effect.provideContext(context as Context.Context<any>),
         Effect.catchCause((cause) =>
           // An interrupted start is not the plugin's failure.
@@ -121,16 +123,23 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>>(
         )
       )
 
-    const open = (plugin: Plugin.Any) => Effect.map(Scope.make(), (scope) => scopes.set(plugin.name, scope))
-
     // In reverse: what started last stops first. Registered before anything starts,
-    // so that a start that fails halfway is undone as well.
-    yield* Effect.addFinalizer(() => Effect.forEach([...ordered].reverse(), close, { discard: true }))
+    // so that a start that fails halfway is undone as well. One that cannot be released
+    // does not keep the others.
+    yield* Effect.addFinalizer(() =>
+      Effect.forEach([...ordered].reverse(), (plugin) => Effect.exit(close(plugin))).pipe(
+        Effect.flatMap(Exit.asVoidAll),
+        turn.withPermit,
+        // What is being enabled gives up its turn.
+        (stop) => Effect.andThen(Deferred.succeed(stopping, undefined), stop)
+      )
+    )
     for (const plugin of ordered) {
-      yield* open(plugin)
-      yield* run(plugin, "beforeLoad")
+      const scope = yield* Scope.make()
+      scopes.set(plugin.name, scope)
+      yield* run(plugin, "beforeLoad", scope)
     }
-    for (const plugin of ordered) yield* run(plugin, "load")
+    for (const plugin of ordered) yield* run(plugin, "load", scopes.get(plugin.name)!)
 
     const known = (name: string, phase: "enable" | "disable") => {
       const plugin = ordered.find((plugin) => plugin.name === name)
@@ -151,9 +160,17 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>>(
             if (scopes.has(name)) return Effect.void
             const missing = plugin.dependsOn.filter((dependency) => !scopes.has(dependency))
             if (missing.length > 0) return refused(plugin, "enable", `needs ${quoted(missing)}, which is disabled`)
-            return Effect.onError(
-              Effect.andThen(open(plugin), Effect.andThen(run(plugin, "beforeLoad"), run(plugin, "load"))),
-              () => close(plugin)
+            const stopped = refused(plugin, "enable", "the host stops")
+            if (Deferred.isDoneUnsafe(stopping)) return stopped
+            return Effect.flatMap(Scope.make(), (scope) =>
+              Effect.andThen(run(plugin, "beforeLoad", scope), run(plugin, "load", scope)).pipe(
+                Effect.raceFirst(Effect.andThen(Deferred.await(stopping), stopped)),
+                Effect.onExit((exit) =>
+                  Exit.isSuccess(exit)
+                    ? Effect.sync(() => scopes.set(plugin.name, scope))
+                    : Scope.close(scope, Exit.void)
+                )
+              )
             )
           })
         ),

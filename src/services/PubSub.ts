@@ -29,12 +29,13 @@ import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
 import * as Queue from "effect/Queue"
 import * as RcMap from "effect/RcMap"
 import * as Schema from "effect/Schema"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Instance } from "./Instance.ts"
 import * as Debounce from "./internal/debounce.ts"
@@ -179,9 +180,33 @@ const defaultCapacity = 65_536
 type Delivery = Payload | typeof gap
 const gap = Symbol("gap")
 
-interface Channel {
+type Subscriber = (delivery: Delivery) => void
+
+/** The subscribers of one channel on this instance. */
+class Channel {
   /** Replaced, never changed: a message goes to those who were there when it came. */
-  subscribers: ReadonlyArray<(delivery: Delivery) => void>
+  subscribers: ReadonlyArray<Subscriber> = []
+  private readonly waiting: Array<{ readonly to: ReadonlyArray<Subscriber>; readonly delivery: Delivery }> = []
+  private delivering = false
+
+  /** What a handler causes waits until everybody has what it handles: one order for all. */
+  deliver(delivery: Delivery): void {
+    if (this.delivering) {
+      this.waiting.push({ to: this.subscribers, delivery })
+      return
+    }
+    this.delivering = true
+    try {
+      for (const subscriber of this.subscribers) subscriber(delivery)
+      for (let i = 0; i < this.waiting.length; i++) {
+        const { delivery, to } = this.waiting[i]!
+        for (const subscriber of to) subscriber(delivery)
+      }
+    } finally {
+      if (this.waiting.length > 0) this.waiting.length = 0
+      this.delivering = false
+    }
+  }
 }
 
 /**
@@ -197,26 +222,25 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
     const log = Effect.runForkWith(yield* Effect.context<never>())
     const local = new Map<string, Channel>()
 
-    const address = (topic: { readonly channel: string }) => Validate.address(instance.app, "topic", topic.channel)
+    const app = Validate.escape(instance.app)
+    const address = (topic: Pick<Topic<unknown>, "channel" | "kind">) =>
+      `${app}:${topic.kind}:${Validate.escape(topic.channel)}`
 
     // One transport subscription per channel, shared by its subscribers.
     const channels = yield* RcMap.make({
       lookup: (channel: string) =>
         Effect.gen(function* () {
-          const state: Channel = { subscribers: [] }
-          const deliver = (delivery: Delivery) => {
-            for (const subscriber of state.subscribers) subscriber(delivery)
-          }
+          const state = new Channel()
           local.set(channel, state)
-          yield* Effect.addFinalizer(() => Effect.sync(() => local.delete(channel)))
+          yield* Effect.addFinalizer(() => Effect.sync(() => local.get(channel) === state && local.delete(channel)))
           yield* transport.subscribe(
             channel,
             (message) => {
-              if (message.toSelf || message.from !== instance.id) deliver(message.payload)
+              if (message.toSelf || message.from !== instance.id) state.deliver(message.payload)
             },
             () => {
               log(Metric.update(Metrics.gaps, 1))
-              deliver(gap)
+              state.deliver(gap)
             }
           )
           return state
@@ -227,6 +251,18 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
       topic: Topic<A, RD, RE>,
       handler: (message: A) => Effect.Effect<unknown, unknown, R>,
       options?: SubscribeOptions<A, R2>
+    ): Effect.Effect<void, PubSubError, RD | R | R2 | Scope.Scope> =>
+      // A scope of its own: a subscription that fails leaves nothing behind, and can be tried again.
+      Effect.flatMap(Effect.flatMap(Effect.scope, Scope.fork), (scope) =>
+        Effect.onError(Scope.provide(subscribeScoped(topic, handler, options), scope), (cause) =>
+          Scope.close(scope, Exit.failCause(cause))
+        )
+      )
+
+    const subscribeScoped = <A, RD, RE, R, R2>(
+      topic: Topic<A, RD, RE>,
+      handler: (message: A) => Effect.Effect<unknown, unknown, R>,
+      options: SubscribeOptions<A, R2> | undefined
     ): Effect.Effect<void, PubSubError, RD | R | R2 | Scope.Scope> =>
       Effect.gen(function* () {
         const debounce = readDebounce(options?.debounce)
@@ -247,9 +283,21 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
           log(Metric.update(Metrics.messagesUndecodable, 1))
         }
 
+        const gapFailed = (cause: Cause.Cause<unknown>) => {
+          warn("Gap handler failed", {}, Cause.pretty(cause))
+          log(Metric.update(Metrics.handlersFailed, 1))
+        }
+
         const onGap = options?.onGap ?? Effect.void
         // Whether messages were dropped since the last one ran: told before the next.
         let behind = false
+
+        const onDrop = () => {
+          if (behind) return
+          behind = true
+          warn("Subscriber too slow; oldest broadcasts dropped", { capacity })
+          log(Metric.update(Metrics.gaps, 1))
+        }
 
         type Task = { readonly payload: Payload; readonly message: A } | typeof gap
         const mailbox = yield* Mailbox.make<Task, R | R2>({
@@ -260,22 +308,16 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
             if (task === gap) return onGap
             if (!behind) return handler(task.message)
             behind = false
-            return Effect.andThen(Effect.exit(onGap), () => handler(task.message))
+            return Effect.andThen(Effect.matchCause(onGap, { onFailure: gapFailed, onSuccess: () => undefined }), () =>
+              handler(task.message)
+            )
           },
           onFailure: (task, exit) => {
-            warn(
-              task === gap ? "Gap handler failed" : "Broadcast handler failed",
-              task === gap ? {} : { payload: excerpt(task.payload) },
-              Cause.pretty(exit.cause)
-            )
+            if (task === gap) return gapFailed(exit.cause)
+            warn("Broadcast handler failed", { payload: excerpt(task.payload) }, Cause.pretty(exit.cause))
             log(Metric.update(Metrics.handlersFailed, 1))
           },
-          onDrop: () => {
-            if (behind) return
-            behind = true
-            warn("Subscriber too slow; oldest broadcasts dropped", { capacity })
-            log(Metric.update(Metrics.gaps, 1))
-          }
+          onDrop
         })
 
         let accept = (payload: Payload, message: A) => mailbox.push({ payload, message })
@@ -298,15 +340,22 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
           }
         }
 
-        const decodeFork = Effect.runForkWith(context as Context.Context<RD>)
+        // Where a message that takes time to decode keeps its place, and the later ones wait.
+        const decoder = yield* Mailbox.make<Payload, RD>({
+          name: `decoder of "${topic.channel}"`,
+          context,
+          capacity: capacity as number,
+          run: (payload) => Effect.map(topic.wire.decode(payload), (message) => accept(payload, message)),
+          onFailure: (payload, exit) => undecodable(payload, Cause.squash(exit.cause)),
+          onDrop
+        })
+
         const subscriber = (delivery: Delivery) => {
           if (delivery === gap) return options?.onGap === undefined ? undefined : mailbox.push(gap)
-          const decoded = topic.wire.decode(delivery)
-          const known = settled(decoded)
-          if (known !== undefined) return accept(delivery, known.value)
-          decodeFork(decoded).addObserver((exit) =>
-            exit._tag === "Success" ? accept(delivery, exit.value) : undecodable(delivery, Cause.squash(exit.cause))
-          )
+          if (!decoder.idle()) return decoder.push(delivery)
+          const known = settled(topic.wire.decode(delivery))
+          if (known === undefined) decoder.push(delivery)
+          else accept(delivery, known.value)
         }
 
         const channel = yield* Effect.mapError(RcMap.get(channels, address(topic)), wrapError)
@@ -337,14 +386,13 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
       })
 
     const send = (
-      topic: { readonly channel: string },
+      topic: Pick<Topic<unknown>, "channel" | "kind">,
       payload: Payload,
       options: PublishOptions | undefined
     ): Effect.Effect<void, PubSubError> => {
       const channel = address(topic)
       if (options?.onlySelf === true) {
-        const state = local.get(channel)
-        if (state !== undefined) for (const subscriber of state.subscribers) subscriber(payload)
+        local.get(channel)?.deliver(payload)
         return Effect.void
       }
       const sent = transport.publish(channel, { from: instance.id, toSelf: options?.skipSelf === false, payload })
@@ -364,10 +412,11 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
         Stream.callback<A, PubSubError, RD>(
           (queue) =>
             Effect.catchCause(
-              subscribe(topic, (message) => Queue.offer(queue, message)),
+              subscribe(topic, (message) => Queue.offer(queue, message), options),
               (cause) => Queue.failCause(queue, cause)
             ),
-          { bufferSize: options?.capacity ?? defaultCapacity, strategy: "sliding" }
+          // A capacity that `subscribe` refuses still needs room for its error.
+          { bufferSize: Math.max(options?.capacity || defaultCapacity, 1), strategy: "sliding" }
         )
     })
   }

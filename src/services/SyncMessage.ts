@@ -161,7 +161,7 @@ const Envelope = Schema.Struct({ from: Schema.String, number: Schema.Int, data: 
 /** The last number that an instance has sent on each of its channels. */
 const Announcement = Schema.Struct({ from: Schema.String, last: Schema.Record(Schema.String, Schema.Int) })
 
-const Announcements = Topic.make("cohort.sync.announcements", Announcement)
+const Announcements = Topic.make("sync", Announcement, "announcements")
 
 const resyncBackoff = Schedule.min([Schedule.exponential("200 millis"), Schedule.spaced("30 seconds")]).pipe(
   Schedule.jittered
@@ -225,7 +225,10 @@ export const makeService = (
 
     const topicOf = (channel: string): Topic.Topic<typeof Envelope.Type> => {
       let topic = topics.get(channel)
-      if (topic === undefined) topics.set(channel, (topic = Topic.make(`sync/${channel}`, Envelope)))
+      if (topic === undefined) {
+        topic = Topic.make(channel, Envelope, "sync")
+        topics.set(channel, topic)
+      }
       return topic
     }
 
@@ -234,7 +237,9 @@ export const makeService = (
     yield* Effect.mapError(
       pubsub.subscribe(Announcements, ({ from, last }) =>
         Effect.sync(() => {
-          for (const { channel, numbers } of receivers) numbers.announcement(from, last[channel], now())
+          for (const { channel, numbers } of receivers) {
+            numbers.announcement(from, Object.hasOwn(last, channel) ? last[channel] : undefined, now())
+          }
         })
       ),
       wrapError
@@ -314,10 +319,15 @@ export const makeService = (
             context,
             capacity: 65_536,
             run: (task) => {
-              const handle = task === resync ? Effect.void : receiver.handle(task.message)
-              if (task !== resync && !behind) return handle
+              if (task !== resync) {
+                if (!behind) return receiver.handle(task.message)
+                behind = false
+                return Effect.andThen(runResync, () => receiver.handle(task.message))
+              }
+              // One that began after this one was wanted has done its work.
+              if (!wanted && !behind) return Effect.void
               behind = false
-              return Effect.andThen(runResync, handle)
+              return runResync
             },
             onFailure: (task, exit) => {
               if (task === resync) return
@@ -353,10 +363,10 @@ export const makeService = (
                   const decoded = channel.wire.decode(Payload.fromTree(data))
                   const known = settled(decoded)
                   if (known !== undefined) return Effect.sync(() => offer(data, known.value))
-                  return Effect.matchEffect(decoded, {
+                  return Effect.matchCauseEffect(decoded, {
                     onSuccess: (message) => Effect.sync(() => offer(data, message)),
-                    onFailure: (error) => {
-                      warn("Sync message does not decode; resyncing", error)
+                    onFailure: (cause) => {
+                      warn("Sync message does not decode; resyncing", Cause.squash(cause))
                       want()
                       return Metric.update(Metrics.messagesUndecodable, 1)
                     }

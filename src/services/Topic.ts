@@ -16,6 +16,8 @@ import type { InvalidInput } from "./Reason.ts"
  */
 export interface Topic<A, RD = never, RE = never> {
   readonly channel: string
+  /** Keeps the channels of what is built on broadcast apart from the users'. */
+  readonly kind: "topic" | "sync" | "announcements"
   readonly wire: Wire<A, RD, RE>
   /** Why the declaration cannot be used, if it cannot; reported by the first use. */
   readonly invalid: InvalidInput | undefined
@@ -28,9 +30,12 @@ export interface Topic<A, RD = never, RE = never> {
  */
 export const make = <S extends Schema.Constraint>(
   channel: string,
-  schema: S
+  schema: S,
+  /** @internal */
+  kind: "topic" | "sync" | "announcements" = "topic"
 ): Topic<S["Type"], S["DecodingServices"], S["EncodingServices"]> => ({
   channel,
+  kind,
   wire: wire(schema),
   invalid: Validate.name("channel", channel)
 })

@@ -6,6 +6,7 @@
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import { CacheStore } from "../../services/CacheStore.ts"
 import { Instance } from "../../services/Instance.ts"
@@ -38,7 +39,11 @@ export const make: Effect.Effect<CacheStore["Service"], never, MemoryHub | Insta
 
   return CacheStore.of({
     system: "memory",
-    get: (name, key) => link.run(() => spaceOf(name).entries.get(key)),
+    // Connected, a hit is little more than its clock reading: it spares the closure.
+    get: (name, key) =>
+      link.connected
+        ? Exit.succeed(spaces.get(name)?.entries.get(key))
+        : link.run(() => spaces.get(name)?.entries.get(key)),
     getMany: (name, keys) => link.run(() => keys.map((key) => spaceOf(name).entries.get(key))),
     set: (name, entries, ttl) =>
       link.run(() => {

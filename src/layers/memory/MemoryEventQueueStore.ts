@@ -3,7 +3,8 @@
  *
  * With a `KeyValueStore` in context, the jobs, dead letters and remembered ids of
  * an app are saved when the scope of its last instance on the hub closes, and
- * restored when its first one opens. A process that is killed saves nothing.
+ * restored when the first one opens that the hub has seen. A process that is
+ * killed saves nothing.
  *
  * @since 0.1.0
  */
@@ -213,7 +214,7 @@ class Channel {
 
   private watchLeases(due: number): void {
     if (this.leaseCheck !== undefined) {
-      if (this.leaseCheck.run !== undefined && this.leaseCheck.due <= due) return
+      if (this.leaseCheck.pending && this.leaseCheck.due <= due) return
       this.timers.cancel(this.leaseCheck)
     }
     this.leaseCheck = this.timers.at(due, () => {
@@ -356,15 +357,6 @@ const persist = (
   Effect.gen(function* () {
     const key = `cohort:queue:${app}`
     const prefix = `${Validate.address(app, "queue")}:`
-    const instances = state.instances.get(app) ?? 0
-    state.instances.set(app, instances + 1)
-    yield* Effect.addFinalizer(() =>
-      Effect.suspend(() => {
-        const left = state.instances.get(app)! - 1
-        state.instances.set(app, left)
-        return left === 0 ? save : Effect.void
-      })
-    )
 
     const save = Effect.suspend(() => {
       const channels: Record<string, (typeof Saved.Type)["channels"][string]> = {}
@@ -379,12 +371,28 @@ const persist = (
         : Effect.flatMap(Schema.encodeEffect(Saved)({ version: 1, channels }), (json) => store.set(key, json))
     }).pipe(Effect.catchCause((cause) => Effect.logError("Queued jobs could not be saved", cause)))
 
-    if (instances > 0) return
-    const json = yield* Effect.mapError(store.get(key), unreadable)
-    if (json === undefined) return
-    const { channels } = yield* Effect.mapError(Schema.decodeEffect(Saved)(json), unreadable)
-    const now = wallMillis()
-    for (const [name, image] of Object.entries(channels)) restore(channelOf(name), image, now)
+    const load = Effect.gen(function* () {
+      const json = yield* Effect.mapError(store.get(key), unreadable)
+      if (json === undefined) return
+      const { channels } = yield* Effect.mapError(Schema.decodeEffect(Saved)(json), unreadable)
+      const now = wallMillis()
+      for (const [name, image] of Object.entries(channels)) restore(channelOf(name), image, now)
+    })
+
+    // A hub that has had the app before still has its jobs, and newer than they were saved.
+    const open = Effect.suspend(() => {
+      const known = state.instances.get(app)
+      state.instances.set(app, (known ?? 0) + 1)
+      return known === undefined
+        ? Effect.onError(load, () => Effect.sync(() => state.instances.delete(app)))
+        : Effect.void
+    })
+    const close = Effect.suspend(() => {
+      const left = (state.instances.get(app) ?? 1) - 1
+      state.instances.set(app, left)
+      return left === 0 ? save : Effect.void
+    })
+    yield* Effect.acquireRelease(open, () => close)
   })
 
 const unreadable = (cause: unknown) =>

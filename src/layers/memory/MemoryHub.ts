@@ -110,8 +110,9 @@ export class Link {
     this.connected = true
     const waiting = this.waiting
     this.waiting = new Set()
-    for (const wake of waiting) wake()
+    // The gap comes first: what waited for the connection follows it.
     for (const listener of [...this.reconnected]) listener()
+    for (const wake of waiting) wake()
   }
 }
 
@@ -148,13 +149,16 @@ export const makeWith = (options: {
       },
       timers,
       enqueue: (task) => {
-        tasks.push(task)
-        if (draining) return
+        if (draining) {
+          tasks.push(task)
+          return
+        }
         draining = true
         try {
+          task()
           for (let i = 0; i < tasks.length; i++) tasks[i]!()
         } finally {
-          tasks.length = 0
+          if (tasks.length > 0) tasks.length = 0
           draining = false
         }
       }

@@ -20,8 +20,9 @@ import { MemoryHub } from "./MemoryHub.ts"
 interface Entry {
   holder: Grant
   expiresAt: number
-  /** First come, first served; a Set so that one can leave from the middle. */
-  waiters: Set<Waiter> | undefined
+  /** First come, first served; linked both ways, so that one can leave from the middle. */
+  first: Waiter | undefined
+  last: Waiter | undefined
   /** Set while there are waiters: passes the lock on when its holder's ttl runs out. */
   expiry: Timer | undefined
 }
@@ -29,7 +30,29 @@ interface Entry {
 interface Waiter {
   readonly ttl: number
   readonly wake: (grant: Grant) => void
+  previous: Waiter | undefined
+  next: Waiter | undefined
 }
+
+const join = (entry: Entry, waiter: Waiter): void => {
+  waiter.previous = entry.last
+  if (entry.last === undefined) entry.first = waiter
+  else entry.last.next = waiter
+  entry.last = waiter
+}
+
+const leave = (entry: Entry, waiter: Waiter): void => {
+  if (waiter.previous === undefined) entry.first = waiter.next
+  else waiter.previous.next = waiter.next
+  if (waiter.next === undefined) entry.last = waiter.previous
+  else waiter.next.previous = waiter.previous
+}
+
+/**
+ * Milliseconds. A grant ends here a little after it ends for its holder, who counts on the same clock:
+ * the holder has lost the lease, and its work is interrupted, before the next one comes.
+ */
+const margin = 1
 
 interface State {
   readonly entries: Map<string, Entry>
@@ -53,11 +76,13 @@ export const make: Effect.Effect<LockStore["Service"], never, MemoryHub | Instan
 
   /** Takes a free (or expired and unwaited-for) lock. */
   const take = (key: string, ttl: number): Grant | undefined => {
-    const now = timers.now()
     const entry = entries.get(key)
+    // Whoever comes waits behind those who wait already; `expiry` sees to a holder that is late.
+    if (entry?.first !== undefined) return undefined
+    const now = timers.now()
     if (entry === undefined) {
       const holder = grant(key, now)
-      entries.set(key, { holder, expiresAt: now + ttl, waiters: undefined, expiry: undefined })
+      entries.set(key, { holder, expiresAt: now + ttl + margin, first: undefined, last: undefined, expiry: undefined })
       return holder
     }
     if (entry.expiresAt > now) return undefined
@@ -67,32 +92,43 @@ export const make: Effect.Effect<LockStore["Service"], never, MemoryHub | Instan
 
   /** Gives the lock to the next waiter, or forgets the key. */
   const pass = (key: string, entry: Entry): void => {
-    if (entry.waiters === undefined || entry.waiters.size === 0) {
+    const waiter = entry.first
+    if (waiter === undefined) {
       if (entry.expiry !== undefined) timers.cancel(entry.expiry)
       entries.delete(key)
       return
     }
-    const waiter = entry.waiters.values().next().value!
-    entry.waiters.delete(waiter)
+    leave(entry, waiter)
     const now = timers.now()
     entry.holder = grant(key, now)
-    entry.expiresAt = now + waiter.ttl
+    entry.expiresAt = now + waiter.ttl + margin
     watch(key, entry)
-    hub.enqueue(() => waiter.wake(entry.holder))
+    const { holder } = entry
+    hub.enqueue(() => waiter.wake(holder))
   }
 
   /** Keeps the expiry timer while someone waits. */
   const watch = (key: string, entry: Entry): void => {
-    if (entry.waiters === undefined || entry.waiters.size === 0) return
+    if (entry.first !== undefined) expire(key, entry)
+  }
+
+  /** Sees to it that the grant ends with its ttl even if nobody looks at the key again. */
+  const expire = (key: string, entry: Entry): void => {
     if (entry.expiry !== undefined) {
-      if (entry.expiry.run !== undefined && entry.expiry.due <= entry.expiresAt) return
+      if (entry.expiry.pending && entry.expiry.due <= entry.expiresAt) return
       timers.cancel(entry.expiry)
     }
     entry.expiry = timers.at(entry.expiresAt, () => {
       if (entries.get(key) !== entry) return
       if (timers.now() >= entry.expiresAt) pass(key, entry)
-      else watch(key, entry)
+      else expire(key, entry)
     })
+  }
+
+  /** For a grant that its holder cannot give back, or does not even know of. */
+  const orphan = (grant: Grant): void => {
+    const entry = entries.get(grant.key)
+    if (entry !== undefined && entry.holder.fence === grant.fence) expire(grant.key, entry)
   }
 
   const isLive = (grant: Grant): Entry | undefined => {
@@ -107,46 +143,77 @@ export const make: Effect.Effect<LockStore["Service"], never, MemoryHub | Instan
     if (entry !== undefined && entry.holder.fence === grant.fence) pass(grant.key, entry)
   }
 
-  const wait = (key: string, ttl: number): Effect.Effect<Grant, Unavailable> =>
-    Effect.callback<Grant, Unavailable>((resume) => {
-      const entry = entries.get(key)!
-      let granted: Grant | undefined
-      let gone = false
-      const waiter: Waiter = {
-        ttl,
-        wake: (grant) => {
-          granted = grant
-          if (gone) release(grant)
-          // Cut off: the answer does not arrive, and the lease runs out, unless the connection returns first.
-          else if (link.connected) resume(Effect.succeed(grant))
-          else resume(link.run(() => grant))
-        }
-      }
-      ;(entry.waiters ??= new Set()).add(waiter)
-      watch(key, entry)
-      return Effect.sync(() => {
-        gone = true
-        if (granted !== undefined) release(granted)
-        else entry.waiters?.delete(waiter)
-      })
+  /** Takes the lock, or waits for it. Returns what withdraws the request. */
+  const request = (
+    key: string,
+    ttl: number,
+    resume: (granted: Effect.Effect<Grant, Unavailable>) => void
+  ): Effect.Effect<void> => {
+    if (!link.connected) {
+      resume(link.runEffect(() => wait(key, ttl)))
+      return Effect.void
+    }
+    // Cut off: the answer does not arrive, and the lease runs out, unless the connection returns first.
+    const answer = (grant: Grant) => {
+      if (link.connected) return resume(Exit.succeed(grant))
+      orphan(grant)
+      resume(link.run(() => grant))
+    }
+    let granted = take(key, ttl)
+    let gone = false
+    if (granted !== undefined) {
+      answer(granted)
+      return Effect.sync(() => release(granted!))
+    }
+    const entry = entries.get(key)!
+    const waiter: Waiter = {
+      ttl,
+      wake: (grant) => {
+        granted = grant
+        if (gone) release(grant)
+        else answer(grant)
+      },
+      previous: undefined,
+      next: undefined
+    }
+    join(entry, waiter)
+    watch(key, entry)
+    return Effect.sync(() => {
+      gone = true
+      if (granted !== undefined) release(granted)
+      else if (waiter.previous !== undefined || entry.first === waiter) leave(entry, waiter)
     })
+  }
+
+  const wait = (key: string, ttl: number): Effect.Effect<Grant, Unavailable> =>
+    Effect.callback<Grant, Unavailable>((resume) => request(key, ttl, resume))
 
   return LockStore.of({
     system: "memory",
-    tryAcquire: (key, ttl) => link.run(() => take(key, ttl)),
+    // `tryAcquire` and `release` are the whole cost of an uncontended lock: connected, they spare the closure.
+    tryAcquire: (key, ttl) => (link.connected ? Exit.succeed(take(key, ttl)) : link.run(() => take(key, ttl))),
     acquire: (key, ttl) =>
       link.runEffect(() => {
         const taken = take(key, ttl)
         return taken === undefined ? wait(key, ttl) : Exit.succeed(taken)
       }),
+    request,
+    release: (grant) => {
+      if (!link.connected) {
+        orphan(grant)
+        return link.run(() => release(grant))
+      }
+      release(grant)
+      return Exit.void
+    },
     renew: (grant, ttl) =>
       link.run(() => {
         const entry = isLive(grant)
         if (entry === undefined) return false
-        entry.expiresAt = timers.now() + ttl
+        entry.expiresAt = timers.now() + ttl + margin
+        watch(grant.key, entry)
         return true
-      }),
-    release: (grant) => link.run(() => release(grant))
+      })
   })
 })
 

@@ -26,18 +26,19 @@ export const make: Effect.Effect<PubSubTransport["Service"], never, MemoryHub | 
   // Lists are replaced, never changed: a message goes to those who were there when it was published.
   const channels = hub.part("pubsub", () => new Map<string, ReadonlyArray<Subscription>>())
 
+  const send = (channel: string, message: Message): void => {
+    const subscriptions = channels.get(channel)
+    if (subscriptions === undefined) return
+    hub.enqueue(() => {
+      for (const subscription of subscriptions) {
+        if (subscription.active && subscription.link.connected) subscription.onMessage(message)
+      }
+    })
+  }
+
   return PubSubTransport.of({
     system: "memory",
-    publish: (channel, message) =>
-      link.run(() => {
-        const subscriptions = channels.get(channel)
-        if (subscriptions === undefined) return
-        hub.enqueue(() => {
-          for (const subscription of subscriptions) {
-            if (subscription.active && subscription.link.connected) subscription.onMessage(message)
-          }
-        })
-      }),
+    publish: (channel, message) => link.run(() => send(channel, message)),
     subscribe: (channel, onMessage, onGap) =>
       Effect.acquireRelease(
         link.run(() => {

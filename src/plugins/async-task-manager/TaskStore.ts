@@ -27,13 +27,15 @@ export class TaskStore extends Context.Service<
       readonly limit?: number | undefined
     }) => Effect.Effect<ReadonlyArray<Task>, StoreError>
     /**
-     * Changes a task, in one step, if it is in one of the statuses; returns it as
-     * changed. Whoever comes too late gets `None`: two instances never both win.
+     * Changes a task, in one step, if it is in one of the statuses (and, if given, has had
+     * so many attempts: each run is known by its number); returns it as changed. Whoever
+     * comes too late gets `None`: two instances never both win.
      */
     readonly update: (
       id: string,
       from: ReadonlyArray<TaskStatus>,
-      change: Partial<Omit<Task, "id">>
+      change: Partial<Omit<Task, "id">>,
+      attempts?: number | undefined
     ) => Effect.Effect<Option.Option<Task>, StoreError>
     /** Forgets tasks that ended before a time; returns how many. */
     readonly removeEndedBefore: (time: DateTime.Utc) => Effect.Effect<number, StoreError>
@@ -60,10 +62,11 @@ export const layerMemory: Layer.Layer<TaskStore> = Layer.sync(TaskStore, () => {
           .filter((task) => filter.status === undefined || task.status === filter.status)
           .slice(0, filter.limit ?? 100)
       ),
-    update: (id, from, change) =>
+    update: (id, from, change, attempts) =>
       Effect.sync(() => {
         const task = tasks.get(id)
         if (task === undefined || !from.includes(task.status)) return Option.none()
+        if (attempts !== undefined && task.attempts !== attempts) return Option.none()
         const changed = { ...task, ...change }
         tasks.set(id, changed)
         return Option.some(changed)

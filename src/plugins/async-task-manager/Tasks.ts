@@ -213,44 +213,76 @@ export const layer: Layer.Layer<Tasks | Runner, never, TaskStore | EventQueue.Ev
 
       const unknownType = (type: string) => new InvalidTask({ type, detail: "no plugin has registered this type" })
 
-      /** Ends a run in the store, unless the task was canceled meanwhile. */
-      const end = Effect.fnUntraced(function* (id: string, status: TaskStatus, change: Partial<Task>) {
+      /** Moves a task to `running`; `None` when it has ended, or was removed, and left its job behind. */
+      const begin = (id: string): Effect.Effect<Option.Option<Task>, StoreError> =>
+        Effect.gen(function* () {
+          const found = yield* store.get(id)
+          // `running`: the instance that had it died, or was cut off. `failed`: redriven.
+          if (Option.isNone(found) || (isEnded(found.value.status) && found.value.status !== "failed")) {
+            return Option.none()
+          }
+          const { attempts, startedAt, status } = found.value
+          const started = yield* store.update(
+            id,
+            [status],
+            {
+              status: "running",
+              attempts: attempts + 1,
+              instance: instance.id,
+              error: null,
+              startedAt: startedAt ?? (yield* DateTime.now),
+              endedAt: null
+            },
+            attempts
+          )
+          // Changed in between: look again.
+          return Option.isSome(started) ? started : yield* begin(id)
+        })
+
+      /** Ends a run in the store, unless the task was canceled meanwhile, or another instance runs it now. */
+      const end = Effect.fnUntraced(function* (task: Task, status: TaskStatus, change: Partial<Task>) {
         const endedAt = isEnded(status) ? yield* DateTime.now : null
-        yield* store.update(id, ["running"], { ...change, status, endedAt })
+        yield* store.update(task.id, ["running"], { ...change, status, endedAt }, task.attempts)
       })
 
-      /** Runs the handler of a task that is `running`, and notes how it ended. */
-      const attempt = (task: Task, { handler, type }: Registered, info: EventQueue.JobInfo) =>
+      const handle = Effect.fnUntraced(function* (task: Task, run: TaskRun) {
+        const registered = types.get(task.type)
+        if (registered === undefined) return yield* unknownType(task.type)
+        const { handler, type } = registered
+        return yield* Effect.gen(function* () {
+          const params = yield* Schema.decodeUnknownEffect(Schema.toCodecJson(type.params))(task.params)
+          const result = yield* handler(params, run)
+          return (yield* Schema.encodeUnknownEffect(Schema.toCodecJson(type.result))(result)) as Schema.Json
+        }).pipe(
+          Effect.timeoutOrElse({
+            duration: type.timeout,
+            orElse: () => Effect.fail(new Error(`timed out after ${Duration.format(type.timeout)}`))
+          })
+        )
+      })
+
+      /** Runs a task's handler, and notes how it ended. `givenBack` tells why it was interrupted. */
+      const attempt = (id: string, info: EventQueue.JobInfo, givenBack: () => boolean) =>
         Effect.uninterruptibleMask((restore) =>
           Effect.gen(function* () {
-            const run: TaskRun = {
-              id: task.id,
+            const begun = yield* begin(id)
+            if (Option.isNone(begun)) return
+            const task = begun.value
+            const exit = yield* handle(task, {
+              id,
               attempt: info.attempt,
               progress: (progress) =>
-                Effect.flatMap(Effect.orDie(store.update(task.id, ["running"], { progress })), (updated) =>
+                Effect.flatMap(Effect.orDie(store.update(id, ["running"], { progress }, task.attempts)), (updated) =>
                   Option.isSome(updated) ? Effect.void : Effect.interrupt
                 )
-            }
-            const exit = yield* Effect.gen(function* () {
-              const params = yield* Schema.decodeUnknownEffect(Schema.toCodecJson(type.params))(task.params)
-              const result = yield* handler(params, run)
-              return (yield* Schema.encodeUnknownEffect(Schema.toCodecJson(type.result))(result)) as Schema.Json
-            }).pipe(
-              Effect.timeoutOrElse({
-                duration: type.timeout,
-                orElse: () => Effect.fail(new Error(`timed out after ${Duration.format(type.timeout)}`))
-              }),
-              restore,
-              Effect.exit
-            )
+            }).pipe(restore, Effect.exit)
 
-            if (Exit.isSuccess(exit)) return yield* end(task.id, "succeeded", { result: exit.value, error: null })
-            // Interrupted means given back: the instance stops, or has lost the job.
-            if (Cause.hasInterruptsOnly(exit.cause)) {
-              yield* end(task.id, "pending", {})
+            if (Exit.isSuccess(exit)) return yield* end(task, "succeeded", { result: exit.value, error: null })
+            if (givenBack()) {
+              yield* end(task, "pending", {})
             } else {
-              yield* end(task.id, info.attempt < info.maxAttempts ? "pending" : "failed", {
-                error: firstLine(Cause.squash(exit.cause))
+              yield* end(task, info.attempt < info.maxAttempts ? "pending" : "failed", {
+                error: Cause.hasInterruptsOnly(exit.cause) ? "interrupted" : firstLine(Cause.squash(exit.cause))
               })
             }
             return yield* Effect.failCause(exit.cause)
@@ -258,23 +290,18 @@ export const layer: Layer.Layer<Tasks | Runner, never, TaskStore | EventQueue.Ev
         )
 
       const run = Effect.fnUntraced(function* (id: string, info: EventQueue.JobInfo) {
-        const found = yield* store.get(id)
-        // A task that was removed or canceled leaves its job behind.
-        if (Option.isNone(found)) return
-        const registered = types.get(found.value.type)
-        if (registered === undefined) return yield* unknownType(found.value.type)
-        // `running`: the instance that had it died. `failed`: redriven.
-        const started = yield* store.update(id, ["pending", "running", "failed"], {
-          status: "running",
-          attempts: found.value.attempts + 1,
-          instance: instance.id,
-          error: null,
-          startedAt: found.value.startedAt ?? (yield* DateTime.now),
-          endedAt: null
+        let givenBack = false
+        // The fiber is known before the row says `running`: whoever cancels it then finds it here.
+        const fiber = yield* FiberMap.run(
+          running,
+          id,
+          attempt(id, info, () => givenBack)
+        )
+        const exit = yield* Effect.onInterrupt(Fiber.await(fiber), () => {
+          // The instance stops, or has lost the job.
+          givenBack = true
+          return Fiber.interrupt(fiber)
         })
-        if (Option.isNone(started)) return
-        const fiber = yield* FiberMap.run(running, id, attempt(started.value, registered, info))
-        const exit = yield* Effect.onInterrupt(Fiber.await(fiber), () => Fiber.interrupt(fiber))
         if (Exit.isSuccess(exit)) return
         // Stopped because it was canceled: that is a good end.
         if (Option.exists(yield* store.get(id), ({ status }) => status === "canceled")) return
@@ -361,7 +388,9 @@ export const layer: Layer.Layer<Tasks | Runner, never, TaskStore | EventQueue.Ev
 
           redrive: Effect.fnUntraced(function* (ids) {
             const dead =
-              ids === "all" ? (yield* queue.deadLetters(RunTask, { limit: 10_000 })).map(({ id }) => id) : ids
+              ids === "all"
+                ? (yield* queue.deadLetters(RunTask, { limit: 10_000 })).map(({ id }) => id)
+                : yield* Effect.filter(ids, (id) => Effect.map(queue.deadLetter(RunTask, id), Option.isSome))
             for (const id of dead) {
               yield* store.update(id, ["failed", "pending"], { status: "pending", endedAt: null })
             }

@@ -76,7 +76,11 @@ const fieldSchemas: { readonly [Type in Field["type"]]: Schema.Codec<string | nu
   ]),
   date: Schema.String.check(
     Schema.isPattern(/^\d{4}-\d{2}-\d{2}$/, { expected: "a date like 2026-01-31" }),
-    Schema.makeFilter((text) => !Number.isNaN(Date.parse(text)) || "a date that exists")
+    // `Date.parse` alone takes February 30 for March 2.
+    Schema.makeFilter((text) => {
+      const time = Date.parse(text)
+      return (!Number.isNaN(time) && new Date(time).toISOString().startsWith(text)) || "a date that exists"
+    })
   )
 }
 
@@ -95,7 +99,7 @@ export const compile = (collection: Collection): Validator => {
     if (typeof input !== "object" || input === null || Array.isArray(input)) return Result.fail("not a row")
     const row: Record<string, string | number | boolean | null> = {}
     for (const { decode, field } of decoders) {
-      const value = (input as Record<string, unknown>)[field.name]
+      const value = Object.hasOwn(input, field.name) ? (input as Record<string, unknown>)[field.name] : undefined
       if (value === undefined || value === null || value === "") {
         if (field.required) return Result.fail(`${field.name}: is required`)
         row[field.name] = null

@@ -13,6 +13,7 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
+import * as Semaphore from "effect/Semaphore"
 import * as Lock from "../../services/Lock.ts"
 import * as Plugin from "../../services/Plugin.ts"
 import * as SyncMessage from "../../services/SyncMessage.ts"
@@ -161,11 +162,14 @@ export const layer: Layer.Layer<Collections, never, CollectionStore | Lock.Lock 
           return found === undefined ? Effect.fail(new CollectionNotFound({ collection: name })) : Effect.succeed(found)
         })
 
+      // One at a time: of two loads, the one that was asked last must also be the one that counts.
+      const loading = yield* Semaphore.make(1)
+
       const reload = (name: string) =>
         Effect.map(store.get(name), (found) => {
           if (Option.isSome(found)) compiled.set(name, compiledOf(found.value))
           else compiled.delete(name)
-        })
+        }).pipe(loading.withPermit)
 
       const stored = (name: string) =>
         Effect.flatMap(
@@ -232,7 +236,7 @@ export const layer: Layer.Layer<Collections, never, CollectionStore | Lock.Lock 
         reload,
         reloadAll: Effect.map(store.list, (collections) => {
           compiled = new Map(collections.map((collection) => [collection.name, compiledOf(collection)]))
-        })
+        }).pipe(loading.withPermit)
       })
     })
   )

@@ -15,6 +15,8 @@ import { awaitStop } from "./fibers.ts"
 
 export interface Mailbox<A> {
   readonly push: (item: A) => void
+  /** Whether nothing runs or waits. */
+  readonly idle: () => boolean
 }
 
 export const make = <A, R>(options: {
@@ -33,6 +35,14 @@ export const make = <A, R>(options: {
     let busy = false
     let closed = false
 
+    const taskOf = (item: A): Effect.Effect<unknown, unknown, R> => {
+      try {
+        return options.run(item)
+      } catch (error) {
+        return Effect.die(error)
+      }
+    }
+
     const ended = (item: A, exit: Exit.Exit<unknown, unknown>) => {
       if (exit._tag === "Failure" && !closed) options.onFailure(item, exit)
     }
@@ -42,10 +52,11 @@ export const make = <A, R>(options: {
       let item = first
       while (!closed) {
         const current = item
-        const fiber = runFork(Effect.suspend(() => options.run(current)))
+        const fiber = runFork(taskOf(current))
         const exit = fiber.pollUnsafe()
         if (exit === undefined) {
           running = fiber
+          if (closed) fiber.interruptUnsafe() // by the task itself, before it waited
           fiber.addObserver((exit) => {
             running = undefined
             ended(current, exit)
@@ -74,6 +85,7 @@ export const make = <A, R>(options: {
     )
 
     return {
+      idle: () => !busy,
       push(item) {
         if (closed) return
         if (!busy) return drain(item)

@@ -3,8 +3,10 @@
  *
  * Leases, delays, timeouts and debounce windows are set and cancelled far more
  * often than they fire; a fiber for each would cost more than the work they
- * guard. Here setting one is a heap insert, cancelling one is a flag, and only
- * the earliest is slept for. Time is the Effect `Clock`'s, so `TestClock` moves it.
+ * guard. Here a new timer goes to the front of a list, and cancelling takes it out
+ * again, whatever the number of timers. Those that are still there when the
+ * sleeper wakes, which sleeps no longer than the earliest of all, are sorted into
+ * a heap. Time is the Effect `Clock`'s, so `TestClock` moves it.
  */
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
@@ -12,12 +14,35 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 
-/** One pending call; `due` is in milliseconds of {@link Timers.now}. */
-export interface Timer {
-  readonly due: number
+const idle = -1
+const young = -2
+
+/** Something to run at a time; extend it to spare the closure of {@link Timers.at}. */
+export abstract class Timer {
+  /** In milliseconds of {@link Timers.now}. */
+  due = 0
   /** Set order: timers due together run in it. */
-  readonly order: number
-  run: (() => void) | undefined
+  order = 0
+  /** Its index in the heap, or `young` in the list, or `idle`. */
+  place = idle
+  previous: Timer | undefined = undefined
+  next: Timer | undefined = undefined
+
+  /** Must not throw. */
+  abstract run(): void
+
+  get pending(): boolean {
+    return this.place !== idle
+  }
+}
+
+class Call extends Timer {
+  override readonly run: () => void
+
+  constructor(run: () => void) {
+    super()
+    this.run = run
+  }
 }
 
 export interface Timers {
@@ -25,6 +50,8 @@ export interface Timers {
   readonly now: () => number
   /** Calls `run` once `now()` has reached `due`. `run` must not throw. */
   readonly at: (due: number, run: () => void) => Timer
+  /** Runs the timer once `now()` has reached `due`, instead of when it was to run before. */
+  readonly start: (timer: Timer, due: number) => void
   readonly cancel: (timer: Timer) => void
 }
 
@@ -40,25 +67,21 @@ export const make: Effect.Effect<Timers, never, Scope.Scope> = Effect.gen(functi
   const context = yield* Effect.context<never>()
   const runFork = Effect.runForkWith(context)
 
-  let heap: Array<Timer> = []
-  let cancelled = 0
+  const heap: Array<Timer> = []
+  let newest: Timer | undefined
   let order = 0
   let closed = false
+  let firing = false
+  /** When the sleeper wakes: not later than any pending timer is due. */
   let armedFor = Number.POSITIVE_INFINITY
   let sleeper: Fiber.Fiber<void> | undefined
 
   const now = () => monotonicMillis(clock)
 
-  const arm = () => {
-    while (heap.length > 0 && heap[0]!.run === undefined) {
-      pop(heap)
-      cancelled--
-    }
-    const head = heap[0]
-    if (head === undefined || closed || head.due >= armedFor) return
+  const arm = (due: number) => {
     sleeper?.interruptUnsafe()
-    armedFor = head.due
-    const millis = Math.min(Math.max(head.due - now(), 0), longestSleep)
+    armedFor = due
+    const millis = Math.min(Math.max(due - now(), 0), longestSleep)
     // Sleeps end on whole milliseconds at best: round up, so that the timer is due when it fires.
     sleeper = runFork(Effect.flatMap(clock.sleep(Duration.millis(Math.ceil(millis))), () => Effect.sync(fire)))
   }
@@ -66,24 +89,55 @@ export const make: Effect.Effect<Timers, never, Scope.Scope> = Effect.gen(functi
   const fire = () => {
     sleeper = undefined
     armedFor = Number.POSITIVE_INFINITY
-    const time = now()
-    while (heap.length > 0 && heap[0]!.due <= time) {
-      const timer = pop(heap)
-      const run = timer.run
-      if (run === undefined) {
-        cancelled--
-      } else {
-        timer.run = undefined
-        run()
-      }
+    while (newest !== undefined) {
+      const timer = newest
+      unlink(timer)
+      push(heap, timer)
     }
-    arm()
+    const time = now()
+    firing = true
+    while (heap.length > 0 && heap[0]!.due <= time) {
+      const timer = heap[0]!
+      remove(heap, timer)
+      timer.run()
+    }
+    firing = false
+    if (heap.length > 0) arm(heap[0]!.due)
+  }
+
+  const unlink = (timer: Timer) => {
+    if (timer.previous === undefined) newest = timer.next
+    else timer.previous.next = timer.next
+    if (timer.next !== undefined) timer.next.previous = timer.previous
+    timer.previous = timer.next = undefined
+    timer.place = idle
+  }
+
+  const cancel = (timer: Timer) => {
+    if (timer.place === idle) return
+    if (timer.place === young) unlink(timer)
+    else remove(heap, timer)
+  }
+
+  const start = (timer: Timer, due: number) => {
+    cancel(timer)
+    if (closed) return
+    timer.due = due
+    timer.order = order++
+    if (firing) return push(heap, timer)
+    timer.place = young
+    timer.next = newest
+    if (newest !== undefined) newest.previous = timer
+    newest = timer
+    if (due < armedFor) arm(due)
   }
 
   yield* Effect.addFinalizer(() =>
     Effect.suspend(() => {
       closed = true
-      heap = []
+      for (const timer of heap) timer.place = idle
+      heap.length = 0
+      while (newest !== undefined) unlink(newest)
       return sleeper === undefined ? Effect.void : Fiber.interrupt(sleeper)
     })
   )
@@ -91,56 +145,58 @@ export const make: Effect.Effect<Timers, never, Scope.Scope> = Effect.gen(functi
   return {
     now,
     at(due, run) {
-      const timer: Timer = { due, order: order++, run }
-      if (closed) {
-        timer.run = undefined
-        return timer
-      }
-      push(heap, timer)
-      if (due < armedFor) arm()
+      const timer = new Call(run)
+      start(timer, due)
       return timer
     },
-    cancel(timer) {
-      if (timer.run === undefined) return
-      timer.run = undefined
-      cancelled++
-      if (cancelled > 64 && cancelled * 2 > heap.length) {
-        heap = heap.filter((timer) => timer.run !== undefined)
-        heap.sort((a, b) => (before(a, b) ? -1 : 1)) // a sorted array is a heap
-        cancelled = 0
-      }
-    }
+    start,
+    cancel
   }
 })
 
 const before = (a: Timer, b: Timer): boolean => a.due < b.due || (a.due === b.due && a.order < b.order)
 
+const put = (heap: Array<Timer>, timer: Timer, index: number): void => {
+  heap[index] = timer
+  timer.place = index
+}
+
 const push = (heap: Array<Timer>, timer: Timer): void => {
-  let index = heap.length
   heap.push(timer)
+  rise(heap, timer, heap.length - 1)
+}
+
+const remove = (heap: Array<Timer>, timer: Timer): void => {
+  const index = timer.place
+  const last = heap.pop()!
+  if (last !== timer) {
+    // The last one takes the place, and then goes where it belongs: down, or up.
+    sink(heap, last, index)
+    rise(heap, last, last.place)
+  }
+  timer.place = idle
+}
+
+const rise = (heap: Array<Timer>, timer: Timer, from: number): void => {
+  let index = from
   while (index > 0) {
     const parent = (index - 1) >> 1
     if (before(heap[parent]!, timer)) break
-    heap[index] = heap[parent]!
+    put(heap, heap[parent]!, index)
     index = parent
   }
-  heap[index] = timer
+  put(heap, timer, index)
 }
 
-const pop = (heap: Array<Timer>): Timer => {
-  const head = heap[0]!
-  const last = heap.pop()!
-  const size = heap.length
-  if (size === 0) return head
-  let index = 0
+const sink = (heap: Array<Timer>, timer: Timer, from: number): void => {
+  let index = from
   while (true) {
     let child = 2 * index + 1
-    if (child >= size) break
-    if (child + 1 < size && before(heap[child + 1]!, heap[child]!)) child++
-    if (before(last, heap[child]!)) break
-    heap[index] = heap[child]!
+    if (child >= heap.length) break
+    if (child + 1 < heap.length && before(heap[child + 1]!, heap[child]!)) child++
+    if (before(timer, heap[child]!)) break
+    put(heap, heap[child]!, index)
     index = child
   }
-  heap[index] = last
-  return head
+  put(heap, timer, index)
 }

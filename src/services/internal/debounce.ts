@@ -8,11 +8,11 @@
 import * as Effect from "effect/Effect"
 import * as MutableHashMap from "effect/MutableHashMap"
 import type * as Scope from "effect/Scope"
-import type { Timers } from "./Timers.ts"
+import type { Timer, Timers } from "./Timers.ts"
 
 interface Pending<A> {
   item: A
-  due: number
+  timer: Timer | undefined
   readonly latest: number
 }
 
@@ -34,10 +34,10 @@ export const make = <A>(
     const pending = MutableHashMap.empty<unknown, Pending<A>>()
     let closed = false
 
-    const wait = (key: unknown, entry: Pending<A>): void => {
-      timers.at(entry.due, () => {
+    // Every repeat sets the timer anew, so that calls keep the order of their last messages.
+    const wait = (key: unknown, entry: Pending<A>, now: number): void => {
+      entry.timer = timers.at(Math.min(now + options.duration, entry.latest), () => {
         if (closed) return
-        if (timers.now() < entry.due) return wait(key, entry)
         MutableHashMap.remove(pending, key)
         emit(entry.item)
       })
@@ -57,12 +57,11 @@ export const make = <A>(
       if (known._tag === "Some") {
         const entry = known.value
         entry.item = item
-        entry.due = Math.min(now + options.duration, entry.latest)
-        return
+        timers.cancel(entry.timer!)
+        return wait(key, entry, now)
       }
-      const latest = now + options.maxWait
-      const entry: Pending<A> = { item, due: Math.min(now + options.duration, latest), latest }
+      const entry: Pending<A> = { item, timer: undefined, latest: now + options.maxWait }
       MutableHashMap.set(pending, key, entry)
-      wait(key, entry)
+      wait(key, entry, now)
     }
   })

@@ -9,12 +9,12 @@ export const stopGrace = Duration.seconds(5)
 /**
  * Interrupts a fiber and waits until it has stopped, at most {@link stopGrace}.
  * User code that ignores interruption must not hang what waits for it: it is
- * left behind with a warning.
+ * left behind with a warning. A fiber that stops itself is not waited for.
  */
 export const awaitStop = (fiber: Fiber.Fiber<unknown, unknown>, what: string): Effect.Effect<void> =>
   Effect.suspend(() => {
     fiber.interruptUnsafe()
-    if (fiber.pollUnsafe() !== undefined) return Effect.void
+    if (fiber.pollUnsafe() !== undefined || fiber === Fiber.getCurrent()) return Effect.void
     return Effect.timeoutOrElse(Effect.asVoid(Fiber.await(fiber)), {
       duration: stopGrace,
       orElse: () => Effect.logWarning(`${what} does not stop when interrupted; left behind`)

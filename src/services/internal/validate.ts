@@ -6,10 +6,13 @@ import * as Duration from "effect/Duration"
 import { InvalidInput } from "../Reason.ts"
 
 /** Longest accepted name of an app, channel, cache or plugin, in UTF-16 units. */
-export const maxNameLength = 1_024
+const maxNameLength = 1_024
 
-/** Longest accepted cache key, lock key or job id, in UTF-16 units. */
-export const maxKeyLength = 65_536
+/** Longest accepted cache key or job id, in UTF-16 units. */
+const maxKeyLength = 65_536
+
+/** Longest accepted lock key: an exclusive load locks its cache key, with the address of the cache before it. */
+const maxLockKeyLength = maxKeyLength + 8 * maxNameLength
 
 const text = (field: string, value: unknown, max: number): InvalidInput | undefined => {
   if (typeof value !== "string") return new InvalidInput({ field, detail: `must be a string, got ${describe(value)}` })
@@ -25,6 +28,8 @@ const describe = (value: unknown): string => (typeof value === "number" ? String
 export const name = (field: string, value: unknown): InvalidInput | undefined => text(field, value, maxNameLength)
 
 export const key = (value: unknown, field = "key"): InvalidInput | undefined => text(field, value, maxKeyLength)
+
+export const lockKey = (value: unknown): InvalidInput | undefined => text("key", value, maxLockKeyLength)
 
 /**
  * Reads a duration in milliseconds.
@@ -63,5 +68,8 @@ export const integer = (field: string, value: unknown, min: number): number | In
     : new InvalidInput({ field, detail: `must be a whole number of at least ${min}, got ${describe(value)}` })
 
 /** Joins name parts into one address; `:` and `%` inside a part are escaped, so no two lists of parts meet. */
-export const address = (...parts: ReadonlyArray<string>): string =>
-  parts.map((part) => part.replace(/[%:]/g, (char) => (char === "%" ? "%25" : "%3A"))).join(":")
+export const address = (...parts: ReadonlyArray<string>): string => parts.map(escape).join(":")
+
+/** One part of an {@link address}, for a caller that has the others joined already. */
+export const escape = (part: string): string =>
+  part.includes(":") || part.includes("%") ? part.replace(/[%:]/g, (char) => (char === "%" ? "%25" : "%3A")) : part

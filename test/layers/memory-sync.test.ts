@@ -1,0 +1,4 @@
+import { suite } from "../contract/sync.ts"
+import { memory } from "./memory.ts"
+
+suite(memory)
