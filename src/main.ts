@@ -22,10 +22,30 @@ import * as Cohort from "./layers/Cohort.ts"
 import * as MemoryHub from "./layers/memory/MemoryHub.ts"
 import { CsvFiles } from "./plugins/data-source-main/index.ts"
 
-/** A run that went wrong in a way that was already reported. */
-class Reported extends Schema.TaggedError<Reported>("cohort/main/Reported")("Reported", {
-  message: Schema.String
-}) {}
+/** Why a run cannot go on, in words for whoever started it. */
+class Refused extends Schema.TaggedError<Refused>("cohort/main/Refused")("Refused", {
+  detail: Schema.String
+}) {
+  override get message(): string {
+    return this.detail
+  }
+}
+
+/** Says what went wrong in one line, and ends with exit code 1. */
+const reported = <A, E, R>(run: Effect.Effect<A, E, R>): Effect.Effect<A | void, never, R> =>
+  Effect.catch(run, (error) =>
+    Effect.andThen(
+      Console.error(`cohort: ${describe(error)}`),
+      Effect.sync(() => {
+        process.exitCode = 1
+      })
+    )
+  )
+
+const describe = (error: unknown): string => {
+  const reason = error instanceof Error && error.cause instanceof Error ? error.cause : error
+  return reason instanceof Error ? reason.message : String(reason)
+}
 
 const instanceNames = (count: number): ReadonlyArray<string> =>
   Array.from({ length: count }, (_, i) => (count <= 26 ? String.fromCharCode(97 + i) : `i${i + 1}`))
@@ -53,10 +73,10 @@ const datasetDirectory = Effect.gen(function* () {
   const path = yield* Path.Path
   const main = yield* Effect.try({
     try: () => import.meta.resolve("vega-datasets"),
-    catch: () => new Reported({ message: "the package vega-datasets is not installed: name a directory with --files" })
+    catch: () => new Refused({ detail: "the package vega-datasets is not installed: name a directory with --files" })
   })
   const directory = path.join(path.dirname(yield* path.fromFileUrl(new URL(main))), "..", "data")
-  return (yield* fs.exists(directory)) ? directory : yield* new Reported({ message: `there is no ${directory}` })
+  return (yield* fs.exists(directory)) ? directory : yield* new Refused({ detail: `there is no ${directory}` })
 })
 
 /** Starts instances that share this process's memory. */
@@ -69,7 +89,7 @@ const startAll = (options: {
   Effect.gen(function* () {
     const fs = yield* FileSystem.FileSystem
     const directory = options.files === "" ? yield* datasetDirectory : options.files
-    if (!(yield* fs.exists(directory))) return yield* new Reported({ message: `--files: there is no ${directory}` })
+    if (!(yield* fs.exists(directory))) return yield* new Refused({ detail: `--files: there is no ${directory}` })
     const hub = yield* MemoryHub.make
     const stores = yield* Layer.build(Layer.mergeAll(Host.storesMemory, CsvFiles.layerDirectory(directory)))
     return yield* Effect.forEach(instanceNames(options.instances), (id, i) =>
@@ -97,15 +117,17 @@ const start = Command.make(
   (options) =>
     Effect.scoped(
       Effect.gen(function* () {
-        yield* Effect.addFinalizer(() => Console.log("Stopped."))
+        let started = false
+        yield* Effect.addFinalizer(() => (started ? Console.log("Stopped.") : Effect.void))
         const running = yield* startAll(options)
+        started = true
         yield* Console.log(`${running.length} instances on the memory backend:`)
         for (const { id, url } of running) yield* Console.log(`  ${id}  ${url}  (API pages: ${url}/docs)`)
         yield* Console.log("Ctrl-C drains and stops.")
         yield* Effect.addFinalizer(() => Console.log("\nStopping: running tasks may finish, or are given back …"))
         return yield* Effect.never
       })
-    )
+    ).pipe(reported)
 ).pipe(Command.withDescription("Run instances until Ctrl-C"))
 
 const demo = Command.make("demo", { instances, files }, (options) =>
@@ -118,9 +140,10 @@ const demo = Command.make("demo", { instances, files }, (options) =>
       yield* Effect.provide(Demo.play(running, report), NodeHttpClient.layerUndici)
       const { right, wrong } = yield* report.result
       yield* Console.log(`\n${wrong === 0 ? "All" : `${right} of`} ${right + wrong} steps went as they should.`)
-      if (wrong > 0) return yield* new Reported({ message: `${wrong} steps went wrong` })
+      if (wrong > 0) return yield* new Refused({ detail: `${wrong} steps went wrong` })
     })
   ).pipe(
+    reported,
     // The report says what happened; warnings about the failures it provokes would only interrupt it.
     Effect.provideService(References.MinimumLogLevel, "Error")
   )

@@ -5,6 +5,7 @@ import * as Schema from "effect/Schema"
 import * as HttpApi from "effect/http-api/HttpApi"
 import * as HttpApiEndpoint from "effect/http-api/HttpApiEndpoint"
 import * as HttpApiGroup from "effect/http-api/HttpApiGroup"
+import * as HttpApiMiddleware from "effect/http-api/HttpApiMiddleware"
 import * as HttpApiSchema from "effect/http-api/HttpApiSchema"
 import * as OpenApi from "effect/http-api/OpenApi"
 import { Task, Tasks } from "../plugins/async-task-manager/index.ts"
@@ -195,6 +196,8 @@ class DeadLettersGroup extends HttpApiGroup.make("deadLetters")
 
 export class Api extends HttpApi.make("cohort")
   .add(SystemGroup, AuthGroup, CollectionsGroup, TasksGroup, DeadLettersGroup)
+  // A request that does not decode is told which field is wrong.
+  .middleware(HttpApiMiddleware.ProblemDetails)
   .annotateMerge(
     OpenApi.annotations({ title: "Cohort host", description: "Three plugins on Cohort, on every instance alike" })
   ) {}

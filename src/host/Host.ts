@@ -8,6 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import * as HttpApiBuilder from "effect/http-api/HttpApiBuilder"
+import * as HttpApiMiddleware from "effect/http-api/HttpApiMiddleware"
 import * as HttpApiSwagger from "effect/http-api/HttpApiSwagger"
 import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServer from "effect/http/HttpServer"
@@ -50,7 +51,10 @@ export const start = <E>(options: {
 }) =>
   Effect.gen(function* () {
     const routes = Layer.mergeAll(
-      HttpApiBuilder.layer(Api, { openapiPath: "/openapi.json" }).pipe(Layer.provide(Handlers.layer)),
+      HttpApiBuilder.layer(Api, { openapiPath: "/openapi.json" }).pipe(
+        Layer.provide(Handlers.layer),
+        Layer.provide(HttpApiMiddleware.layerProblemDetails({ includeDetails: true }))
+      ),
       HttpApiSwagger.layer(Api, { path: "/docs" })
     )
     const domain = Layer.mergeAll(Auth.layer, Tasks.layer, Collections.layer)

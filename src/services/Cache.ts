@@ -271,9 +271,11 @@ const makeNamed = <A, R>(
     Effect.suspend(() => {
       const invalid = Validate.key(key)
       if (invalid !== undefined) return fail(invalid)
-      const found = operation("get", key, store.get(space, key))
+      const found = store.get(space, key)
       const known = settled(found)
-      return known === undefined ? Effect.flatMap(found, (payload) => read(key, payload)) : read(key, known.value)
+      return known === undefined
+        ? Effect.flatMap(operation("get", key, found), (payload) => read(key, payload))
+        : read(key, known.value)
     })
 
   /**
@@ -351,11 +353,11 @@ const makeNamed = <A, R>(
     key: string,
     load: (degraded: boolean) => Effect.Effect<A, E, R2>
   ): Effect.Effect<A, E | CacheError, R | R2> => {
-    const found = operation("get", key, store.get(space, key))
+    const found = store.get(space, key)
     const payload = settled(found)?.value
     const hit = payload === undefined ? undefined : settled(codec.read(payload))
     if (hit !== undefined) return hit
-    return Effect.matchEffect(found, {
+    return Effect.matchEffect(operation("get", key, found), {
       onFailure: (error) => Effect.andThen(bypassed(key)(error), single(key, load(true))),
       onSuccess: (payload) =>
         Effect.flatMap(read(key, payload), (hit) =>
@@ -392,6 +394,29 @@ const makeNamed = <A, R>(
       })
     })
 
+  /**
+   * An operation that writes or removes keys. What was loading them meanwhile is out
+   * of date: whoever comes after it starts another load.
+   */
+  const write = <B>(
+    name: string,
+    keys: ReadonlyArray<string> | "all",
+    run: Effect.Effect<B, Unavailable>
+  ): Effect.Effect<B, CacheError> => {
+    const detach = () => {
+      if (flights.size === 0) return
+      const ids =
+        keys === "all"
+          ? [...flights.keys()].filter((id) => id.startsWith(`${space}:`))
+          : keys.map((key) => `${space}:${key}`)
+      for (const id of ids) flights.delete(id)
+    }
+    const written = operation(name, keys === "all" ? undefined : keys[0], run)
+    if (settled(written) === undefined) return Effect.ensuring(written, Effect.sync(detach))
+    detach()
+    return written
+  }
+
   const writeInvalid = (ttl: Ttl | InvalidInput, keys: ReadonlyArray<string>): InvalidInput | undefined => {
     for (const key of keys) {
       const invalid = Validate.key(key)
@@ -418,15 +443,15 @@ const makeNamed = <A, R>(
     get,
     set: (key, value, options) =>
       guarded([key], options, (ttl) =>
-        Effect.flatMap(encode(value), (payload) => operation("set", key, store.set(space, [{ key, payload }], ttl)))
+        Effect.flatMap(encode(value), (payload) => write("set", [key], store.set(space, [{ key, payload }], ttl)))
       ),
     del: (key) =>
-      guarded([key], undefined, () => Effect.map(operation("del", key, store.del(space, [key])), (n) => n > 0)),
+      guarded([key], undefined, () => Effect.map(write("del", [key], store.del(space, [key])), (n) => n > 0)),
     has: (key) =>
       guarded([key], undefined, () =>
         Effect.map(operation("has", key, store.ttl(space, key)), (left) => left !== undefined)
       ),
-    reset: Effect.suspend(() => operation("reset", undefined, store.reset(space))),
+    reset: Effect.suspend(() => write("reset", "all", store.reset(space))),
     mget: (keys) =>
       guarded(keys, undefined, () =>
         Effect.flatMap(operation("mget", undefined, store.getMany(space, keys)), (payloads) =>
@@ -442,11 +467,16 @@ const makeNamed = <A, R>(
           (ttl) =>
             Effect.flatMap(
               Effect.forEach(list, ([key, value]) => Effect.map(encode(value), (payload) => ({ key, payload }))),
-              (encoded) => operation("mset", undefined, store.set(space, encoded, ttl))
+              (encoded) =>
+                write(
+                  "mset",
+                  encoded.map(({ key }) => key),
+                  store.set(space, encoded, ttl)
+                )
             )
         )
       }),
-    mdel: (keys) => guarded(keys, undefined, () => operation("mdel", undefined, store.del(space, keys))),
+    mdel: (keys) => guarded(keys, undefined, () => write("mdel", keys, store.del(space, keys))),
     keys: (pattern) =>
       Effect.suspend(() =>
         Effect.map(operation("keys", undefined, store.keys(space)), (keys) =>

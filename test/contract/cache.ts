@@ -200,7 +200,7 @@ export const suite = (backend: Backend): void => {
           const a = yield* cluster.instance()
           const b = yield* cluster.instance()
           const Nested = Schema.Struct({ list: Schema.Array(Schema.Struct({ n: Schema.Number })) })
-          const schemas: ReadonlyArray<Schema.Codec<any, any>> = [
+          const schemas: ReadonlyArray<Schema.Codec<unknown, unknown>> = [
             Nested,
             Schema.Record(Schema.String, Schema.Array(Schema.Struct({ n: Schema.Number }))),
             Schema.Struct({ list: Schema.Unknown }),
@@ -210,10 +210,11 @@ export const suite = (backend: Backend): void => {
             Schema.Any
           ]
           const fresh = () => ({ list: [{ n: 1 }, { n: 2 }] })
-          const scribble = (value: any) => {
-            value.list[0].n = 99
-            value.list.push({ n: 3 })
-            value.more = true
+          const scribble = (value: unknown) => {
+            const { list } = value as ReturnType<typeof fresh>
+            list[0]!.n = 99
+            list.push({ n: 3 })
+            Object.assign(value as object, { more: true })
           }
           for (const [i, schema] of schemas.entries()) {
             const here = yield* a.run(Cache.make(`c${i}`, schema))
@@ -347,7 +348,7 @@ export const suite = (backend: Backend): void => {
         Effect.gen(function* () {
           const cache = yield* (yield* cluster.instance()).run(Cache.make("any", Schema.Unknown))
           const circular: Record<string, unknown> = {}
-          circular["self"] = circular
+          circular.self = circular
           for (const value of [undefined, 5n, () => 1, Symbol("s"), new Map([[1, 2]]), { deep: [5n] }, circular]) {
             yield* refused(cache.set("k", value), "value")
           }
@@ -680,14 +681,19 @@ export const suite = (backend: Backend): void => {
           const instance = yield* cluster.instance()
           const one = yield* instance.run(Cache.make("a:b", Schema.String))
           const two = yield* instance.run(Cache.make("a", Schema.String))
-          const first = yield* gated<string>()
-          const second = yield* gated<string>()
-          const callers = [yield* start(one.wrap("c", first.effect)), yield* start(two.wrap("b:c", second.effect))]
-          yield* first.started
-          yield* second.started
-          yield* first.open(Exit.succeed("first"))
-          yield* second.open(Exit.succeed("second"))
-          assert.deepStrictEqual(yield* Effect.forEach(callers, Fiber.join), ["first", "second"])
+          for (const [key, other] of [
+            ["k", "k"],
+            ["c", "b:c"]
+          ] as const) {
+            const first = yield* gated<string>()
+            const second = yield* gated<string>()
+            const callers = [yield* start(one.wrap(key, first.effect)), yield* start(two.wrap(other, second.effect))]
+            yield* within(1, first.started)
+            yield* within(1, second.started)
+            yield* first.open(Exit.succeed("first"))
+            yield* second.open(Exit.succeed("second"))
+            assert.deepStrictEqual(yield* Effect.forEach(callers, Fiber.join), ["first", "second"])
+          }
         }))
 
       test("a failure is not cached, and every waiter sees it", (cluster) =>
@@ -807,6 +813,21 @@ export const suite = (backend: Backend): void => {
             Effect.map(during(change), (kept) => assert.deepStrictEqual(kept, Option.some(2)))
           )
         }
+      }
+
+      for (const [name, change] of removals) {
+        test(`a wrap after a ${name} does not get what a load from before it returns`, (cluster) =>
+          Effect.gen(function* () {
+            const cache = yield* numbers(yield* cluster.instance())
+            const load = yield* gated<number>()
+            const early = yield* start(cache.wrap("k", load.effect))
+            yield* load.started
+            yield* change(cache)
+            assert.strictEqual(yield* cache.wrap("k", Effect.succeed(2)), 2)
+            yield* load.open(Exit.succeed(1))
+            assert.strictEqual(yield* Fiber.join(early), 1)
+            assert.deepStrictEqual(yield* cache.get("k"), Option.some(2))
+          }))
       }
 
       test("a del during a load leaves loads of other keys, and the next load, alone", (cluster) =>

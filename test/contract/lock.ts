@@ -579,6 +579,27 @@ export const suite = (backend: Backend): void => {
           }))
       }
 
+      test("interrupting a waiter in the turn that grants it the lock leaves no trace", (cluster) =>
+        Effect.gen(function* () {
+          const [a, b, c] = yield* three(cluster)
+          for (const [, way] of ways) {
+            const first = yield* hold(a, "first")
+            const second = yield* hold(a, "second")
+            const doomed = yield* start(b.run(way("second")))
+            yield* settle
+            const work = Effect.andThen(
+              second.release,
+              Effect.sync(() => doomed.interruptUnsafe())
+            )
+            const racing = yield* start(c.run(Lock.runExclusive("first", work)))
+            yield* settle
+            yield* first.release
+            yield* Fiber.join(racing)
+            yield* Fiber.await(doomed)
+            yield* within(1, pass(c, "second"))
+          }
+        }))
+
       test("interrupting who comes just as the lock is free leaves no trace", (cluster) =>
         Effect.gen(function* () {
           const [a, b] = yield* two(cluster)
@@ -883,14 +904,14 @@ interface Grant {
 const play = (backend: Backend, cluster: TestBackend, actors: ReadonlyArray<Actor>) =>
   Effect.gen(function* () {
     const instances = [yield* cluster.instance(), yield* cluster.instance(), yield* cluster.instance()]
-    const grants: Record<string, Array<Grant>> = {}
-    const holders: Record<string, number> = {}
+    const grants: Record<Actor["key"], Array<Grant>> = { k: [], other: [] }
+    const holders: Record<Actor["key"], number> = { k: 0, other: 0 }
 
     const work = (actor: Actor, index: number) => (lease: Lock.Lease) =>
       Effect.suspend(() => {
-        assert.strictEqual((holders[actor.key] ??= 0), 0, `actor ${index} came while another held "${actor.key}"`)
-        holders[actor.key]!++
-        ;(grants[actor.key] ??= []).push({ actor: index, fence: lease.fence })
+        assert.strictEqual(holders[actor.key], 0, `actor ${index} came while another held "${actor.key}"`)
+        holders[actor.key]++
+        grants[actor.key].push({ actor: index, fence: lease.fence })
         return Effect.sleep(actor.holds * tick).pipe(
           Effect.andThen(
             Effect.suspend(() =>
@@ -899,7 +920,7 @@ const play = (backend: Backend, cluster: TestBackend, actors: ReadonlyArray<Acto
           ),
           Effect.ensuring(
             Effect.sync(() => {
-              holders[actor.key]!--
+              holders[actor.key]--
             })
           )
         )
@@ -956,7 +977,7 @@ const play = (backend: Backend, cluster: TestBackend, actors: ReadonlyArray<Acto
     for (const [index, actor] of actors.entries()) {
       if (actor.interrupted === "never" && !actor.way.startsWith("tryAcquire")) {
         assert.isTrue(
-          grants[actor.key]?.some((grant) => grant.actor === index),
+          grants[actor.key].some((grant) => grant.actor === index),
           `actor ${index} was served`
         )
       }

@@ -6,12 +6,29 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import { TestClock } from "effect/testing"
-import { Cohort, Lock } from "../../src/index.ts"
-import { MemoryHub } from "../../src/layers/memory/index.ts"
+import { Cohort, Instance, Lock, LockStore } from "../../src/index.ts"
+import { MemoryHub, MemoryLockStore } from "../../src/layers/memory/index.ts"
 import { suite } from "../contract/lock.ts"
-import { memory } from "./memory.ts"
+import { memory, memoryWith } from "./memory.ts"
 
 suite(memory)
+
+/** A store need not offer `request`: the contract holds without. */
+const withoutRequest = Layer.effect(
+  LockStore.LockStore,
+  Effect.map(MemoryLockStore.make, ({ request: _, ...store }) => store)
+)
+suite(
+  memoryWith("a store without `request`", (options) =>
+    Layer.merge(
+      Cohort.layerMemory(options),
+      Layer.fresh(Lock.layer).pipe(
+        Layer.provide(withoutRequest),
+        Layer.provide([Layer.succeed(MemoryHub.MemoryHub, options.hub), Instance.layer(options)])
+      )
+    )
+  )
+)
 
 /** Two instances on a hub, and what the hub keeps for locks. */
 const cluster = Effect.gen(function* () {
@@ -57,11 +74,11 @@ describe("Lock on memory, seen from inside", () => {
   it.effect("keys of a holder that was cut off leave nothing behind once their ttl has passed", () =>
     Effect.gen(function* () {
       const { a, b, entries, hub } = yield* cluster
-      const scope = yield* Scope.make()
+      const scope = yield* Scope.make("parallel")
       const held = keys.slice(0, 100)
       const waited = keys.slice(100, 200)
       yield* Effect.forEach(held, (key) => Lock.acquire(key)).pipe(Effect.provide(a), Scope.provide(scope))
-      const other = yield* Scope.make()
+      const other = yield* Scope.make("parallel")
       yield* Effect.forEach(waited, (key) => Lock.acquire(key)).pipe(Effect.provide(b), Scope.provide(other))
       const waiting = Effect.forEach(waited, (key) => Lock.runExclusive(key, Effect.void), { concurrency: "unbounded" })
       const fiber = yield* Effect.forkChild(Effect.provide(waiting, a), { startImmediately: true })

@@ -8,8 +8,14 @@ import { Cohort, Instance } from "../../src/index.ts"
 import { MemoryHub } from "../../src/layers/memory/index.ts"
 import type { Backend } from "../contract/Backend.ts"
 
-export const memory: Backend = {
-  name: "memory",
+/** The memory backend, with the layers that make an instance. */
+export const memoryWith = (
+  name: string,
+  layer: (
+    options: Instance.Options & { readonly hub: MemoryHub.MemoryHub["Service"] }
+  ) => Layer.Layer<Cohort.Services, unknown>
+): Backend => ({
+  name,
   features: { savesQueue: true },
   advance: (duration) => TestClock.adjust(duration),
   make: Effect.gen(function* () {
@@ -20,7 +26,7 @@ export const memory: Backend = {
         Effect.gen(function* () {
           const scope = yield* Effect.acquireRelease(Scope.make(), (scope) => Scope.close(scope, Exit.void))
           const context = yield* Layer.buildWithScope(
-            Cohort.layerMemory({ app: "test", id: `instance-${count++}`, ...options, hub }),
+            layer({ app: "test", id: `instance-${count++}`, ...options, hub }),
             scope
           ).pipe(Effect.orDie)
           const { id } = yield* Effect.provide(Instance.Instance, context)
@@ -35,4 +41,6 @@ export const memory: Backend = {
         })
     }
   })
-}
+})
+
+export const memory = memoryWith("memory", Cohort.layerMemory)
