@@ -77,6 +77,12 @@ export interface Sync<A, RD, RE, R, R2> extends SyncMessage.Receiver<A, R, R2> {
 }
 
 /**
+ * `T`, as the arguments tell it: not as the place where the plugin is used would have
+ * it, since a host takes any plugin and would make it one that requires anything.
+ */
+type Inferred<T> = [T][T extends unknown ? 0 : never]
+
+/**
  * Makes a plugin.
  *
  * @since 0.1.0
@@ -97,8 +103,8 @@ export const make = <
   definition: Definition<E1, R1, E2, R2, A, RD, RE, R3, R4>
 ): Plugin<
   Name,
-  E1 | E2 | ([A] extends [never] ? never : SyncMessage.SyncMessageError),
-  Exclude<R1 | R2 | RD | R3 | R4, Scope.Scope> | ([A] extends [never] ? never : SyncMessage.SyncMessage)
+  Inferred<E1 | E2 | ([A] extends [never] ? never : SyncMessage.SyncMessageError)>,
+  Inferred<Exclude<R1 | R2 | RD | R3 | R4, Scope.Scope> | ([A] extends [never] ? never : SyncMessage.SyncMessage)>
 > => {
   const { sync } = definition
   const subscribed = sync === undefined ? Effect.void : SyncMessage.subscribe(sync.message, sync)

@@ -107,19 +107,17 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>>(
         Effect.annotateLogs({ plugin: plugin.name }),
         Scope.provide(scope),
         Effect.provideContext(context as Context.Context<any>),
+        // Not the interruption of a start: that passes this by.
         Effect.catchCause((cause) =>
-          // An interrupted start is not the plugin's failure.
-          Cause.hasInterruptsOnly(cause)
-            ? Effect.failCause(cause as Cause.Cause<never>)
-            : Effect.fail(
-                new PluginError({
-                  plugin: plugin.name,
-                  phase,
-                  reason: "Failed",
-                  detail: firstLine(Cause.squash(cause)),
-                  cause: Cause.squash(cause)
-                })
-              )
+          Effect.fail(
+            new PluginError({
+              plugin: plugin.name,
+              phase,
+              reason: "Failed",
+              detail: Cause.hasInterruptsOnly(cause) ? "interrupted itself" : firstLine(Cause.squash(cause)),
+              cause: Cause.squash(cause)
+            })
+          )
         )
       )
 

@@ -270,15 +270,16 @@ describe("cancelling", () => {
       yield* TestClock.adjust("1 second")
       assert.deepStrictEqual(yield* apps[1].on(running), [id, other])
       assert.isTrue(yield* apps[2].on(cancel(id)))
-      yield* TestClock.adjust("1 second")
+      yield* TestClock.adjust("1 milli")
       assert.deepStrictEqual(interrupted, ["stop me on i1"])
+      // A good end: neither to be retried nor a dead letter.
+      assert.deepStrictEqual(yield* apps[0].on(depth), { ...emptyQueue, inFlight: 1 })
       assert.deepStrictEqual(yield* apps[1].on(running), [other])
       for (const app of apps) {
         const task = yield* app.on(get(id))
         assert.strictEqual(task.status, "canceled")
         assert.isNotNull(task.endedAt)
       }
-      // A good end: neither retried nor a dead letter.
       yield* TestClock.adjust("30 seconds")
       assert.strictEqual((yield* apps[0].on(get(id))).attempts, 1)
       assert.deepStrictEqual(yield* apps[0].on(depth), { ...emptyQueue, inFlight: 1 })
@@ -485,11 +486,11 @@ describe("failing", () => {
   it.effect("an attempt that takes longer than its type allows is interrupted, and fails", () =>
     Effect.gen(function* () {
       const { apps, interrupted } = yield* setup(1, () => Effect.never)
-      const id = yield* apps[0].on(start("endless"))
+      const id = yield* apps[0].on(start("long"))
       yield* TestClock.adjust("59 seconds")
       assert.deepStrictEqual(interrupted, [])
       yield* TestClock.adjust("1 second")
-      assert.deepStrictEqual(interrupted, ["endless on i0"])
+      assert.deepStrictEqual(interrupted, ["long on i0"])
       assert.strictEqual((yield* apps[0].on(get(id))).error, "timed out after 1m")
       yield* TestClock.adjust("3 minutes")
       const task = yield* apps[0].on(get(id))
@@ -578,6 +579,18 @@ describe("instances that go", () => {
     })
   )
 
+  it.effect("a task given back is pending as if it had not been run, but for the count", () =>
+    Effect.gen(function* () {
+      const { apps } = yield* setup(2, () => Effect.never, [{}, { idle: Effect.succeed(false) }])
+      const id = yield* apps[0].on(start("unfinished"))
+      yield* TestClock.adjust("1 second")
+      yield* apps[0].close
+      const task = yield* apps[1].on(get(id))
+      assert.deepStrictEqual([task.status, task.error, task.endedAt, task.attempts], ["pending", null, null, 1])
+      assert.deepStrictEqual(yield* apps[1].on(depth), { ...emptyQueue, ready: 1 })
+    })
+  )
+
   const cutOff = (sleep: Duration.Input, after: "finishes" | "is interrupted") =>
     Effect.gen(function* () {
       const runs: Array<string> = []
@@ -643,6 +656,7 @@ describe("tidying up", () => {
   it.effect("one instance does it, every hour, and another when that one stops", () =>
     Effect.gen(function* () {
       const { apps, calls } = yield* setup(3, () => Effect.void)
+      yield* TestClock.adjust("1 second")
       assert.strictEqual(calls.tidied, 1)
       yield* TestClock.adjust("2 hours")
       assert.strictEqual(calls.tidied, 3)
@@ -656,21 +670,21 @@ describe("tidying up", () => {
 
   it.effect("tasks that ended longer ago than the retention are forgotten, and no others", () =>
     Effect.gen(function* () {
-      let endless = false
-      const { apps } = yield* setup(1, () => (endless ? Effect.sleep("50 seconds") : Effect.void), [
+      let long = false
+      const { apps } = yield* setup(1, () => (long ? Effect.sleep("50 seconds") : Effect.void), [
         { retention: "2 hours" }
       ])
       const old = yield* apps[0].on(start("old"))
       yield* TestClock.adjust("90 minutes")
       const young = yield* apps[0].on(start("young"))
-      yield* TestClock.adjust("89 minutes")
-      endless = true
+      yield* TestClock.adjust("5370 seconds")
+      long = true
       const unended = yield* apps[0].on(start("unended"))
       assert.strictEqual((yield* apps[0].on(get(old))).status, "succeeded")
-      yield* TestClock.adjust("61 seconds")
+      yield* TestClock.adjust("31 seconds")
       assert.strictEqual((yield* Effect.flip(apps[0].on(get(old))))._tag, "TaskNotFound")
       assert.strictEqual((yield* apps[0].on(get(young))).status, "succeeded")
-      assert.strictEqual((yield* apps[0].on(get(unended))).status, "succeeded")
+      assert.strictEqual((yield* apps[0].on(get(unended))).status, "running")
     })
   )
 

@@ -10,7 +10,7 @@ import { Cohort, type PluginHost } from "../../src/index.ts"
 import { MemoryHub } from "../../src/layers/memory/index.ts"
 
 /** One instance, alive as long as the test's scope. */
-export interface App<S> {
+interface App<S> {
   readonly id: string
   /** Runs an effect on this instance. */
   readonly on: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, Exclude<R, S>>

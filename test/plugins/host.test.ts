@@ -223,7 +223,7 @@ describe("a plugin that fails to start", () => {
     )
   }
 
-  it.effect("a defect is a failure as well", () =>
+  it.effect("a defect, or an interruption of its own, is a failure as well", () =>
     Effect.gen(function* () {
       const thrown = yield* startError([
         Plugin.make("throws", {
@@ -233,6 +233,8 @@ describe("a plugin that fails to start", () => {
         })
       ])
       assert.strictEqual(thrown.message, `plugin "throws", load: x is not a function`)
+      const stops = yield* startError([Plugin.make("stops", { beforeLoad: Effect.interrupt })])
+      assert.strictEqual(stops.message, `plugin "stops", beforeLoad: interrupted itself`)
       const strange = yield* startError([Plugin.make("strange", { load: Effect.fail("just text") })])
       assert.strictEqual(strange.message, `plugin "strange", load: just text`)
     })
@@ -391,6 +393,30 @@ describe("stopping", () => {
       const depth = yield* Effect.provide(EventQueue.depth(Work), other)
       assert.deepStrictEqual(depth, { ready: 1, delayed: 0, inFlight: 0, dead: 0 })
     }).pipe(Effect.scoped)
+  )
+
+  it.effect("a plugin that is just being disabled has ended before those below it stop", () =>
+    Effect.gen(function* () {
+      const { entries, held } = makeLog()
+      const base = Plugin.make("base", { load: held("base") })
+      const slow = Plugin.make("slow", {
+        dependsOn: [base],
+        load: Effect.andThen(
+          held("slow"),
+          Effect.addFinalizer(() => Effect.sleep("10 seconds"))
+        )
+      })
+      const { host, stop } = yield* startHost([base, slow])
+      const disabling = yield* Effect.forkChild(host.disable("slow"))
+      yield* TestClock.adjust("1 second")
+      const stopping = yield* Effect.forkChild(stop)
+      yield* TestClock.adjust("8 seconds")
+      assert.deepStrictEqual(entries, ["+base", "+slow"])
+      yield* TestClock.adjust("1 second")
+      yield* Fiber.join(disabling)
+      yield* Fiber.join(stopping)
+      assert.deepStrictEqual(entries, ["+base", "+slow", "-slow", "-base"])
+    })
   )
 
   it.effect("a host that has stopped enables nothing", () =>
@@ -691,11 +717,12 @@ describe("what a plugin names carries its name", () => {
       for (const { Changed, Word, Work, names } of declared) {
         yield* there.run(PubSub.publish(Word, { text: `${names.name}'s` }))
         yield* there.run(SyncMessage.publish(Changed, { text: `${names.name}'s` }))
-        yield* there.run(EventQueue.publish(Work, { text: `${names.name}'s` }))
+        // As many as would fall to the wrong one, were there only one queue.
+        for (let i = 0; i < 4; i++) yield* there.run(EventQueue.publish(Work, { text: `${names.name}'s` }))
       }
       yield* TestClock.adjust("1 second")
       assert.sameMembers(
-        entries,
+        [...new Set(entries)],
         ["a", "b"].flatMap((name) => ["heard", "synced", "ran"].map((verb) => `${name} ${verb} ${name}'s`))
       )
       for (const { names } of declared) {

@@ -3,7 +3,7 @@
  *
  * The first line names the columns. Every row is validated by the collection as it
  * is when the row's batch is written; rows that are refused are counted, and the first of them
- * reported with their line numbers. Rows are stored under the file's name and their line, so an
+ * reported with their line numbers. Rows are stored under the file's name and their number, so an
  * import that is retried, or run twice, stores each row once.
  *
  * @since 0.1.0
@@ -56,7 +56,7 @@ export const ImportResult = Schema.Struct({
  */
 export const ImportCsv = Task.type("import-csv", { params: ImportParams, result: ImportResult, maxRetries: 1 })
 
-/** One line of a CSV file. `row` counts the data rows that are CSV, from 1. */
+/** One record of a CSV file, and its last line. `row` counts the data rows that are CSV, from 1. */
 interface Record {
   readonly line: number
   readonly row: number
@@ -91,7 +91,7 @@ export const run = Effect.fnUntraced(function* (params: typeof ImportParams.Type
     const rows = batch.flatMap(({ line, row, values }) => {
       const valid = validate(values)
       if (Result.isSuccess(valid)) return [{ id: `${file}:${row}`, row: valid.success }]
-      reject(line, valid.failure)
+      reject(firstLine(line, values), valid.failure)
       return []
     })
     yield* store.putRows(collection, rows)
@@ -116,8 +116,14 @@ export const run = Effect.fnUntraced(function* (params: typeof ImportParams.Type
     Stream.runForEach(write)
   )
   yield* task.progress({ done: size, total: size })
+  // Lines that are not CSV are noticed before the rows of their batch are validated.
+  rejectedRows.sort((a, b) => a.line - b.line)
   return { imported, rejected, rejectedRows }
 })
+
+/** The line a record starts on: quoted values may have line breaks of their own. */
+const firstLine = (lastLine: number, values: Record["values"]): number =>
+  Object.values(values).reduce((line, value) => line - (value.match(/\r\n|\n|\r/g)?.length ?? 0), lastLine)
 
 /** Parses CSV text into records; lines that are not CSV are rejected and passed over. */
 const records =
@@ -128,6 +134,8 @@ const records =
         bom: true,
         columns: true,
         info: true,
+        // A stray quote is taken as it is: to reject it would swallow the lines up to the next one.
+        relax_quotes: true,
         skip_empty_lines: true,
         skip_records_with_error: true,
         // A write calls back when its text is parsed, however many records that makes.
@@ -144,9 +152,9 @@ const records =
           const done = (error?: Error | null) => {
             if (error) return resume(Effect.fail(new CsvFileError({ file, detail: error.message })))
             const read: Array<Record> = []
-            let next: { readonly info: Info; readonly record: Record["values"] } | null
-            while ((next = parser.read()) !== null) {
-              read.push({ line: next.info.lines, row: next.info.records, values: next.record })
+            const next = (): { readonly info: Info; readonly record: Record["values"] } | null => parser.read()
+            for (let found = next(); found !== null; found = next()) {
+              read.push({ line: found.info.lines, row: found.info.records, values: found.record })
             }
             resume(Effect.succeed(read))
           }
