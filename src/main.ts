@@ -32,8 +32,8 @@ class Refused extends Schema.TaggedError<Refused>("cohort/main/Refused")("Refuse
 }
 
 /** Says what went wrong in one line, and ends with exit code 1. */
-const reported = <A, E, R>(run: Effect.Effect<A, E, R>): Effect.Effect<A | void, never, R> =>
-  Effect.catch(run, (error) =>
+const reported = <A, E, R>(run: Effect.Effect<A, E, R>): Effect.Effect<void, never, R> =>
+  Effect.catch(Effect.asVoid(run), (error) =>
     Effect.andThen(
       Console.error(`cohort: ${describe(error)}`),
       Effect.sync(() => {

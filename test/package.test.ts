@@ -14,7 +14,11 @@ let unpacked = ""
 let tarball = ""
 
 const node = (script: string, ...args: ReadonlyArray<string>) =>
-  execFileSync(process.execPath, [script, ...args], { cwd: root, encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] })
+  execFileSync(process.execPath, [script, ...args], {
+    cwd: root,
+    encoding: "utf8",
+    stdio: ["ignore", "pipe", "inherit"]
+  })
 
 describe("the package", () => {
   beforeAll(() => {

@@ -72,6 +72,7 @@ class AuthGroup extends HttpApiGroup.make("auth")
       success: HttpApiSchema.NoContent,
       error: [...Errors]
     }),
+    HttpApiEndpoint.post("issue", "/tokens", { success: Auth.Token, error: [...Errors] }),
     HttpApiEndpoint.post("revoke", "/tokens/revoke", {
       payload: Auth.Token,
       success: HttpApiSchema.NoContent,

@@ -4,7 +4,6 @@
  * a task that fails and is redriven, and a field deleted by two instances at once.
  */
 import * as Clock from "effect/Clock"
-import * as DateTime from "effect/DateTime"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as HttpApiClient from "effect/http-api/HttpApiClient"
@@ -107,7 +106,7 @@ const cachedPolicy = (peers: ReadonlyArray<Peer>, report: Report) =>
     yield* report.step(
       "a token is revoked",
       Effect.gen(function* () {
-        const token = { id: "token-1", issuedAt: yield* DateTime.now }
+        const token = yield* changer.api.auth.issue()
         const before = yield* Effect.forEach(peers, (peer) => peer.api.auth.check({ payload: token }))
         yield* peers[0]!.api.auth.revoke({ payload: token })
         const after = yield* Effect.forEach(peers, (peer) => peer.api.auth.check({ payload: token }))

@@ -81,6 +81,7 @@ const auth = HttpApiBuilder.group(
     return handlers.handleAll({
       policy: () => answer(Effect.all({ policy: auth.policy, loads: auth.policyLoads })),
       setPolicy: ({ payload }) => answer(auth.setPolicy(payload)),
+      issue: () => answer(auth.issue),
       revoke: ({ payload }) => answer(auth.revoke(payload)),
       check: ({ payload: { fresh, ...token } }) =>
         answer(Effect.map(auth.check(token, { fresh }), (verdict) => ({ verdict })))

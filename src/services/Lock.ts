@@ -251,7 +251,7 @@ class Held extends Timers.Timer implements Lease {
   /** Calls back when the lease is lost; at once if it already is. */
   onLost(listener: (reason: LockLost) => void) {
     if (this.state === "lost") listener(this.lostReason())
-    else (this.listeners ??= []).push(listener)
+    else this.listeners = [...(this.listeners ?? []), listener]
   }
 
   offLost(listener: (reason: LockLost) => void) {

@@ -45,7 +45,8 @@ export class Payload {
   }
 
   get json(): string {
-    return (this.#json ??= JSON.stringify(this.#tree))
+    this.#json ??= JSON.stringify(this.#tree)
+    return this.#json
   }
 
   get tree(): unknown {

@@ -39,6 +39,7 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import { Instance } from "./Instance.ts"
 import * as Debounce from "./internal/debounce.ts"
+import { getOrMake } from "./internal/getOrMake.ts"
 import * as Mailbox from "./internal/Mailbox.ts"
 import { settled } from "./internal/settled.ts"
 import * as Timers from "./internal/Timers.ts"
@@ -223,14 +224,7 @@ export const makeService = (
     const receivers = new Set<{ readonly channel: string; readonly numbers: Numbers }>()
     const topics = new Map<string, Topic.Topic<typeof Envelope.Type>>()
 
-    const topicOf = (channel: string): Topic.Topic<typeof Envelope.Type> => {
-      let topic = topics.get(channel)
-      if (topic === undefined) {
-        topic = Topic.make(channel, Envelope, "sync")
-        topics.set(channel, topic)
-      }
-      return topic
-    }
+    const topicOf = (channel: string) => getOrMake(topics, channel, () => Topic.make(channel, Envelope, "sync"))
 
     const now = () => Timers.monotonicMillis(clock)
 

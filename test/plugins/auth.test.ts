@@ -50,7 +50,13 @@ const setPolicy = (policy: AuthStore.TokenPolicy) => Auth.Auth.use((auth) => aut
 const revoke = (token: Auth.Token) => Auth.Auth.use((auth) => auth.revoke(token))
 const check = (token: Auth.Token, options?: { readonly fresh?: boolean }) =>
   Auth.Auth.use((auth) => auth.check(token, options))
-const tokenNow = (id: string) => Effect.map(DateTime.now, (issuedAt): Auth.Token => ({ id, issuedAt }))
+/** A token as the default policy would issue it now. */
+const tokenNow = (id: string) =>
+  Effect.map(
+    DateTime.now,
+    (now): Auth.Token => ({ id, expiresAt: DateTime.add(now, { seconds: AuthStore.defaultPolicy.tokenSeconds }) })
+  )
+const issue = Auth.Auth.use((auth) => auth.issue)
 
 /** The plugin's cache of revocations, seen from outside. */
 const revocations = Plugin.namespace("auth").cache("revoked", Schema.Boolean)
@@ -119,15 +125,29 @@ describe("the token policy", () => {
     })
   )
 
-  it.effect("decides when tokens expire", () =>
+  it.effect("decides when the tokens issued under it expire", () =>
     Effect.gen(function* () {
       const { apps } = yield* setup(2)
-      const token = yield* tokenNow("t")
       yield* apps[0].on(setPolicy({ tokenSeconds: 100, maxSessions: 1 }))
+      const token = yield* apps[1].on(issue)
       yield* TestClock.adjust("99 seconds")
-      assert.strictEqual(yield* apps[1].on(check(token)), "valid")
+      assert.strictEqual(yield* apps[0].on(check(token)), "valid")
       yield* TestClock.adjust("1 second")
-      assert.strictEqual(yield* apps[1].on(check(token)), "expired")
+      assert.strictEqual(yield* apps[0].on(check(token)), "expired")
+      assert.notStrictEqual(token.id, (yield* apps[0].on(issue)).id)
+    })
+  )
+
+  it.effect("brings no token back to life when it becomes longer", () =>
+    Effect.gen(function* () {
+      const { apps } = yield* setup(2)
+      yield* apps[0].on(setPolicy({ tokenSeconds: 100, maxSessions: 1 }))
+      const [expired, revoked] = [yield* apps[0].on(issue), yield* apps[0].on(issue)]
+      yield* apps[0].on(revoke(revoked))
+      yield* TestClock.adjust("2 hours") // the revocation is purged
+      yield* apps[1].on(setPolicy({ tokenSeconds: 100_000, maxSessions: 1 }))
+      assert.strictEqual(yield* apps[0].on(check(expired)), "expired")
+      assert.strictEqual(yield* apps[0].on(check(revoked)), "expired")
     })
   )
 })

@@ -11,6 +11,7 @@ import * as Layer from "effect/Layer"
 import { CacheStore } from "../../services/CacheStore.ts"
 import { Instance } from "../../services/Instance.ts"
 import { ExpiringMap } from "../../services/internal/ExpiringMap.ts"
+import { getOrMake } from "../../services/internal/getOrMake.ts"
 import type { Payload } from "../../services/Payload.ts"
 import { MemoryHub } from "./MemoryHub.ts"
 
@@ -31,11 +32,8 @@ export const make: Effect.Effect<CacheStore["Service"], never, MemoryHub | Insta
   const { now } = hub.timers
   const spaces = hub.part("cache", () => new Map<string, Space>())
 
-  const spaceOf = (name: string): Space => {
-    let space = spaces.get(name)
-    if (space === undefined) spaces.set(name, (space = { entries: new ExpiringMap(now), reservations: new Map() }))
-    return space
-  }
+  const spaceOf = (name: string): Space =>
+    getOrMake(spaces, name, () => ({ entries: new ExpiringMap(now), reservations: new Map() }))
 
   return CacheStore.of({
     system: "memory",

@@ -28,6 +28,7 @@ import {
 } from "../../services/EventQueueStore.ts"
 import { Instance } from "../../services/Instance.ts"
 import { ExpiringMap } from "../../services/internal/ExpiringMap.ts"
+import { getOrMake } from "../../services/internal/getOrMake.ts"
 import type { Timer, Timers } from "../../services/internal/Timers.ts"
 import * as Validate from "../../services/internal/validate.ts"
 import { Payload } from "../../services/Payload.ts"
@@ -99,7 +100,8 @@ class Channel {
     stored.token = 0
     if (delay <= 0) {
       MutableList.append(this.ready, stored)
-      return this.wake()
+      this.wake()
+      return
     }
     stored.due = this.timers.now() + delay
     stored.delay = this.timers.at(stored.due, () => {
@@ -306,11 +308,8 @@ export const make: Effect.Effect<EventQueueStore["Service"], Unavailable, Memory
     const wallMillis = () => clock.currentTimeMillisUnsafe()
     const state = hub.part<State>("queue", () => ({ channels: new Map(), instances: new Map() }))
 
-    const channelOf = (name: string): Channel => {
-      let channel = state.channels.get(name)
-      if (channel === undefined) state.channels.set(name, (channel = new Channel(hub.timers, wallMillis)))
-      return channel
-    }
+    const channelOf = (name: string): Channel =>
+      getOrMake(state.channels, name, () => new Channel(hub.timers, wallMillis))
 
     const saved = yield* Effect.serviceOption(KeyValueStore.KeyValueStore)
     if (Option.isSome(saved)) yield* persist(saved.value, state, app, channelOf, wallMillis)

@@ -23,6 +23,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
+import { getOrMake } from "../../services/internal/getOrMake.ts"
 import * as Timers from "../../services/internal/Timers.ts"
 import { Unavailable } from "../../services/Reason.ts"
 
@@ -133,20 +134,13 @@ export const makeWith = (options: {
     const tasks: Array<() => void> = []
     let draining = false
 
-    const link = (instanceId: string): Link => {
-      let link = links.get(instanceId)
-      if (link === undefined) links.set(instanceId, (link = new Link(bound)))
-      return link
-    }
+    const link = (instanceId: string): Link => getOrMake(links, instanceId, () => new Link(bound))
 
     return MemoryHub.of({
       disconnect: (instanceId) => Effect.sync(() => link(instanceId).disconnect()),
       reconnect: (instanceId) => Effect.sync(() => link(instanceId).reconnect()),
       link,
-      part: <A>(name: string, make: () => A): A => {
-        if (!parts.has(name)) parts.set(name, make())
-        return parts.get(name) as A
-      },
+      part: <A>(name: string, make: () => A): A => getOrMake<string, unknown>(parts, name, make) as A,
       timers,
       enqueue: (task) => {
         if (draining) {

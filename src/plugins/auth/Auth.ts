@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
+import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as DateTime from "effect/DateTime"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -18,11 +19,12 @@ import { AuthStore, TokenPolicy } from "./AuthStore.ts"
 const names = Plugin.namespace("auth")
 
 /**
- * What a token says of itself.
+ * What a token says of itself. Its end is fixed when it is issued: a policy that
+ * changes later brings no token back to life.
  *
  * @since 0.1.0
  */
-export const Token = Schema.Struct({ id: Schema.NonEmptyString, issuedAt: Schema.DateTimeUtcFromString })
+export const Token = Schema.Struct({ id: Schema.NonEmptyString, expiresAt: Schema.DateTimeUtcFromString })
 
 /**
  * @since 0.1.0
@@ -52,6 +54,8 @@ export class Auth extends Context.Service<
     /** How often this instance has read the policy from the store. */
     readonly policyLoads: Effect.Effect<number>
     readonly setPolicy: (policy: TokenPolicy) => Effect.Effect<void, StoreError | Cache.CacheError>
+    /** A new token, valid for as long as the policy says. */
+    readonly issue: Effect.Effect<Token, StoreError | Cache.CacheError>
     /** Revokes a token on every instance, for as long as it would have been valid. */
     readonly revoke: (token: Token) => Effect.Effect<void, StoreError | Cache.CacheError>
     /** `fresh` asks the store and leaves the cache alone. */
@@ -61,9 +65,6 @@ export class Auth extends Context.Service<
     ) => Effect.Effect<Verdict, StoreError | Cache.CacheError>
   }
 >()("cohort/plugins/auth/Auth") {}
-
-/** When a token stops being valid, whatever else happens. */
-const expiry = (token: Token, policy: TokenPolicy) => DateTime.add(token.issuedAt, { seconds: policy.tokenSeconds })
 
 /**
  * Provides {@link Auth}.
@@ -90,11 +91,11 @@ export const layer: Layer.Layer<Auth, Cache.CacheError, AuthStore | Cache.Cache 
       .pipe(Effect.provideService(Lock.Lock, lock))
 
     /** Time a token has left; `undefined` when it has none. */
-    const timeLeft = Effect.fnUntraced(function* (token: Token) {
-      const expiresAt = expiry(token, yield* policy)
-      const left = DateTime.distance(yield* DateTime.now, expiresAt)
-      return Duration.isGreaterThan(left, Duration.zero) ? { expiresAt, left } : undefined
-    })
+    const timeLeft = (token: Token) =>
+      Effect.map(DateTime.now, (now) => {
+        const left = DateTime.distance(now, token.expiresAt)
+        return Duration.isGreaterThan(left, Duration.zero) ? left : undefined
+      })
 
     return Auth.of({
       policy,
@@ -102,22 +103,30 @@ export const layer: Layer.Layer<Auth, Cache.CacheError, AuthStore | Cache.Cache 
 
       setPolicy: (next) => Effect.andThen(store.setPolicy(next), Effect.asVoid(policies.del("default"))),
 
+      issue: Effect.gen(function* () {
+        const { tokenSeconds } = yield* policy
+        return {
+          id: SecureRandom.uuidV4Unsafe(),
+          expiresAt: DateTime.add(yield* DateTime.now, { seconds: tokenSeconds })
+        }
+      }),
+
       revoke: Effect.fnUntraced(function* (token) {
-        const time = yield* timeLeft(token)
-        if (time === undefined) return
-        yield* store.revoke(token.id, time.expiresAt)
-        yield* revoked.set(token.id, true, { ttl: time.left })
+        const left = yield* timeLeft(token)
+        if (left === undefined) return
+        yield* store.revoke(token.id, token.expiresAt)
+        yield* revoked.set(token.id, true, { ttl: left })
       }),
 
       check: Effect.fnUntraced(function* (token, options) {
-        const time = yield* timeLeft(token)
-        if (time === undefined) return "expired"
+        const left = yield* timeLeft(token)
+        if (left === undefined) return "expired"
         // Only "revoked" is kept, and no longer than the token could have lived: a token
         // that is not revoked now may be in a moment.
         const isRevoked = yield* revoked.wrapWithCondition(token.id, store.isRevoked(token.id), {
           useCache: options?.fresh !== true,
           isCacheable: (isRevoked) => isRevoked,
-          ttl: time.left
+          ttl: left
         })
         return isRevoked ? "revoked" : "valid"
       })

@@ -1,0 +1,42 @@
+/** What a suite is made of. */
+
+/** Runs `n` operations; resolves with the nanoseconds they took, preparation left out. */
+export type Run = (n: number) => Promise<number>
+
+export interface Contender {
+  readonly name: string
+  /** What is run, in words: printed nowhere, read by whoever doubts a number. */
+  readonly setup: string
+  /** Time of this contender divided by ours must be at least this. Without a goal it is there to compare. */
+  readonly goal?: number
+  /** Imports what it needs by itself, so that no process loads more than one contender. */
+  readonly make: () => Promise<Run>
+}
+
+export interface Workload {
+  readonly name: string
+  /** Operations in one timed batch. */
+  readonly batch: number
+  /** The first one is ours. */
+  readonly contenders: readonly [Contender, ...ReadonlyArray<Contender>]
+}
+
+/** One file per backend exports one as `suite`; `run.ts` lists them. */
+export interface Suite {
+  readonly name: string
+  readonly workloads: ReadonlyArray<Workload>
+}
+
+/** Times one asynchronous call. */
+export const timed = async (run: () => Promise<unknown>): Promise<number> => {
+  const start = process.hrtime.bigint()
+  await run()
+  return Number(process.hrtime.bigint() - start)
+}
+
+export const quantile = (values: ReadonlyArray<number>, q: number): number => {
+  const sorted = [...values].sort((a, b) => a - b)
+  return sorted[Math.floor((sorted.length - 1) * q)]!
+}
+
+export const median = (values: ReadonlyArray<number>): number => quantile(values, 0.5)
