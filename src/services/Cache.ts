@@ -40,7 +40,7 @@ import { traced } from "./internal/telemetry.ts"
 import * as Validate from "./internal/validate.ts"
 import * as Lock from "./Lock.ts"
 import * as Metrics from "./Metrics.ts"
-import { type Payload, type Wire, wire } from "./Payload.ts"
+import { type Payload, undecided, type Wire, wire } from "./Payload.ts"
 import { InvalidInput, Unavailable } from "./Reason.ts"
 
 /**
@@ -256,9 +256,8 @@ const makeNamed = <A, R>(
   const read = (key: string, payload: Payload | undefined): Effect.Effect<Option.Option<A>, never, R> => {
     if (payload === undefined) return Effect.succeedNone
     const value = codec.read(payload)
-    const known = settled(value)
-    if (known !== undefined) return Exit.succeed(Option.some(known.value))
-    return Effect.catch(Effect.asSome(value), (error) =>
+    if (value !== undecided) return Exit.succeed(Option.some(value))
+    return Effect.catch(Effect.asSome(codec.decode(payload)), (error) =>
       Effect.logWarning("Cached value does not decode; taken as a miss", error).pipe(
         Effect.annotateLogs({ cache: name, key }),
         Effect.andThen(Metric.update(Metrics.cacheUndecodable, 1)),
@@ -355,8 +354,10 @@ const makeNamed = <A, R>(
   ): Effect.Effect<A, E | CacheError, R | R2> => {
     const found = store.get(space, key)
     const payload = settled(found)?.value
-    const hit = payload === undefined ? undefined : settled(codec.read(payload))
-    if (hit !== undefined) return hit
+    if (payload !== undefined) {
+      const hit = codec.read(payload)
+      if (hit !== undecided) return Exit.succeed(hit)
+    }
     return Effect.matchEffect(operation("get", key, found), {
       onFailure: (error) => Effect.andThen(bypassed(key)(error), single(key, load(true))),
       onSuccess: (payload) =>

@@ -14,6 +14,7 @@ import * as Schema from "effect/Schema"
 import * as SchemaAST from "effect/SchemaAST"
 import * as SchemaJITCompiler from "effect/schema/SchemaJITCompiler"
 import { makeCopier } from "./internal/copier.ts"
+import { settled } from "./internal/settled.ts"
 import { InvalidInput } from "./Reason.ts"
 
 /**
@@ -59,6 +60,9 @@ export class Payload {
   }
 }
 
+/** What {@link Wire.read} answers when it cannot tell by itself. */
+export const undecided: unique symbol = Symbol("undecided")
+
 /**
  * Writes values of one Schema to payloads, and reads them back.
  *
@@ -72,8 +76,12 @@ export interface Wire<A, RD = never, RE = never> {
   readonly encode: (field: string, value: A) => Effect.Effect<Payload, InvalidInput, RE>
   /** A value of its own for every call: changing it changes nothing else. */
   readonly decode: (payload: Payload) => Effect.Effect<A, Schema.SchemaError, RD>
-  /** Like `decode`, for a payload read many times: decodes once and hands out copies. */
-  readonly read: (payload: Payload) => Effect.Effect<A, Schema.SchemaError, RD>
+  /**
+   * Like `decode`, for a payload read many times: decodes once and hands out copies.
+   * `undecided` when `decode` has to be asked: for a value that has no structure to
+   * copy, needs a service, or does not decode.
+   */
+  readonly read: (payload: Payload) => A | typeof undecided
 }
 
 /**
@@ -116,9 +124,10 @@ export const wire = <S extends Schema.Constraint>(
   const self: Wire<S["Type"], S["DecodingServices"], S["EncodingServices"]> = {
     encode: (field, value) => {
       const encoded = encodeUnknown(value)
-      if (Exit.isExit(encoded) && Exit.isSuccess(encoded)) {
+      const known = settled(encoded)
+      if (known !== undefined) {
         try {
-          return Exit.succeed(toPayload(encoded.value))
+          return Exit.succeed(toPayload(known.value))
         } catch (error) {
           return refused(field, error)
         }
@@ -134,16 +143,14 @@ export const wire = <S extends Schema.Constraint>(
     },
     decode,
     read: (payload) => {
-      const memo = payload.memo
-      if (memo !== undefined && memo.wire === self) {
-        return memo.copy === undefined ? decode(payload) : Exit.succeed(memo.copy() as S["Type"])
+      let memo = payload.memo
+      if (memo === undefined || memo.wire !== self) {
+        // Only a decode that needed no service and no wait gives the same value every time.
+        const decoded = settled(decode(payload))
+        memo = { wire: self, copy: decoded === undefined ? undefined : makeCopier(decoded.value) }
+        payload.memo = memo
       }
-      const decoded = decode(payload)
-      // Only a decode that needed no service and no wait gives the same value every time.
-      if (!Exit.isExit(decoded) || Exit.isFailure(decoded)) return decoded
-      const copy = makeCopier(decoded.value)
-      payload.memo = { wire: self, copy }
-      return copy === undefined ? decode(payload) : Exit.succeed(copy() as S["Type"])
+      return memo.copy === undefined ? undecided : (memo.copy() as S["Type"])
     }
   }
   return self

@@ -16,7 +16,8 @@ import type { Payload } from "../../services/Payload.ts"
 import { MemoryHub } from "./MemoryHub.ts"
 
 interface Space {
-  readonly entries: ExpiringMap<Payload>
+  /** Kept as the answers they are given out as. */
+  readonly entries: ExpiringMap<Exit.Success<Payload>>
   /** Loads on their way, by key; whoever writes or removes the key takes them out. */
   readonly reservations: Map<string, Set<object>>
 }
@@ -35,20 +36,20 @@ export const make: Effect.Effect<CacheStore["Service"], never, MemoryHub | Insta
   const spaceOf = (name: string): Space =>
     getOrMake(spaces, name, () => ({ entries: new ExpiringMap(now), reservations: new Map() }))
 
+  const find = (name: string, key: string): Exit.Success<Payload | undefined> =>
+    spaces.get(name)?.entries.get(key) ?? miss
+
   return CacheStore.of({
     system: "memory",
-    // Connected, a hit is little more than its clock reading: it spares the closure.
-    get: (name, key) =>
-      link.connected
-        ? Exit.succeed(spaces.get(name)?.entries.get(key))
-        : link.run(() => spaces.get(name)?.entries.get(key)),
-    getMany: (name, keys) => link.run(() => keys.map((key) => spaceOf(name).entries.get(key))),
+    // A hit in memory costs little more than its clock reading: not even a closure.
+    get: (name, key) => (link.connected ? find(name, key) : link.runEffect(() => find(name, key))),
+    getMany: (name, keys) => link.run(() => keys.map((key) => find(name, key).value)),
     set: (name, entries, ttl) =>
       link.run(() => {
         const space = spaceOf(name)
         for (const { key, payload } of entries) {
           space.reservations.delete(key)
-          space.entries.set(key, payload, ttl)
+          space.entries.set(key, answer(payload), ttl)
         }
       }),
     del: (name, keys) =>
@@ -84,7 +85,7 @@ export const make: Effect.Effect<CacheStore["Service"], never, MemoryHub | Insta
       link.run(() => {
         const space = spaceOf(name)
         if (!use(space, key, reservation as object)) return false
-        space.entries.set(key, payload, ttl)
+        space.entries.set(key, answer(payload), ttl)
         return true
       }),
     abandon: (name, key, reservation) =>
@@ -93,6 +94,9 @@ export const make: Effect.Effect<CacheStore["Service"], never, MemoryHub | Insta
       })
   })
 })
+
+const answer = <A>(value: A): Exit.Success<A> => Exit.succeed(value) as Exit.Success<A>
+const miss = answer(undefined)
 
 const use = (space: Space, key: string, reservation: object): boolean => {
   const taken = space.reservations.get(key)
