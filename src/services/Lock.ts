@@ -182,7 +182,9 @@ class Held extends Timers.Timer implements Lease {
   private deadline: number
   private state: "held" | "released" | "lost" = "held"
   private renewing = false
-  private listeners: Array<(reason: LockLost) => void> | undefined = undefined
+  /** Most leases have one listener: their `runExclusive`. */
+  private listener: ((reason: LockLost) => void) | undefined = undefined
+  private listeners: ReadonlyArray<(reason: LockLost) => void> = []
 
   constructor(env: Env, key: string, grant: Grant, ttl: number, renews: boolean) {
     super()
@@ -233,9 +235,11 @@ class Held extends Timers.Timer implements Lease {
     this.state = "lost"
     this.env.timers.cancel(this)
     const lost = this.lostReason()
-    const listeners = this.listeners
-    this.listeners = undefined
-    if (listeners !== undefined) for (const listener of listeners) listener(lost)
+    const { listener, listeners } = this
+    this.listener = undefined
+    this.listeners = []
+    listener?.(lost)
+    for (const listener of listeners) listener(lost)
     this.env.runFork(
       Effect.logWarning("Lock lease lost").pipe(
         Effect.annotateLogs({ lock: this.key, fence: this.fence }),
@@ -251,11 +255,13 @@ class Held extends Timers.Timer implements Lease {
   /** Calls back when the lease is lost; at once if it already is. */
   onLost(listener: (reason: LockLost) => void) {
     if (this.state === "lost") listener(this.lostReason())
-    else this.listeners = [...(this.listeners ?? []), listener]
+    else if (this.listener === undefined) this.listener = listener
+    else this.listeners = [...this.listeners, listener]
   }
 
   offLost(listener: (reason: LockLost) => void) {
-    this.listeners = this.listeners?.filter((other) => other !== listener)
+    if (this.listener === listener) this.listener = undefined
+    else this.listeners = this.listeners.filter((other) => other !== listener)
   }
 
   /** Whether the lease covers this moment, also when the process was frozen past the deadline. */
@@ -321,7 +327,7 @@ export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | 
   const timers = yield* Timers.make
   const runFork = Effect.runForkWith(yield* Effect.context<never>())
   const env: Env = { store, timers, runFork }
-  const prefix = `${Validate.address(app, "lock")}:`
+  const space = Validate.address(app, "lock")
 
   const fail = (reason: InvalidInput | Unavailable | LockLost) => Effect.fail(new LockError({ reason }))
   const span = <A>(key: string, effect: Effect.Effect<A, Unavailable>) =>
@@ -334,12 +340,12 @@ export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | 
   const scoped = (
     key: string,
     options: LeaseOptions | undefined,
-    request: (storeKey: string, ttl: number) => Effect.Effect<Grant | undefined, Unavailable>
+    request: (ttl: number) => Effect.Effect<Grant | undefined, Unavailable>
   ): Effect.Effect<Held | undefined, LockError, Scope.Scope> => {
     const ttl = ttlOf(options)
     const invalid = Validate.lockKey(key) ?? (typeof ttl === "number" ? undefined : ttl)
     if (invalid !== undefined) return fail(invalid)
-    return Effect.flatMap(Effect.mapError(span(key, request(prefix + key, ttl as number)), wrapError), (grant) => {
+    return Effect.flatMap(Effect.mapError(span(key, request(ttl as number)), wrapError), (grant) => {
       if (grant === undefined) return Effect.undefined
       const held = hold(key, grant, ttl as number, options)
       return Effect.as(
@@ -353,7 +359,7 @@ export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | 
     acquire: (key, options) =>
       Effect.uninterruptibleMask((restore) =>
         Effect.map(
-          scoped(key, options, (storeKey, ttl) => restore(store.acquire(storeKey, ttl))),
+          scoped(key, options, (ttl) => restore(store.acquire(space, key, ttl))),
           (held) => held!
         )
       ),
@@ -363,12 +369,12 @@ export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | 
         const timeout = Validate.millis("timeout", options?.timeout ?? 0, { zero: true, infinity: true })
         if (typeof timeout !== "number") return fail(timeout)
         return Effect.map(
-          scoped(key, options, (storeKey, ttl) =>
+          scoped(key, options, (ttl) =>
             timeout === 0
-              ? store.tryAcquire(storeKey, ttl)
+              ? store.tryAcquire(space, key, ttl)
               : restore(
                   Effect.timeoutOrElse<Grant | undefined, Unavailable, never, undefined, never, never>(
-                    store.acquire(storeKey, ttl),
+                    store.acquire(space, key, ttl),
                     { duration: timeout, orElse: () => Effect.undefined }
                   )
                 )
@@ -386,17 +392,16 @@ export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | 
         const ttl = ttlOf(options)
         const invalid = Validate.lockKey(key) ?? (typeof ttl === "number" ? undefined : ttl)
         if (invalid !== undefined) return fail(invalid)
-        const storeKey = prefix + key
         const guard: Guard<A, E, R> = { env, caller, interruptible: isInterruptible(caller), work }
         const held = (grant: Grant) => new Held(env, key, grant, ttl as number, options?.renew !== false)
 
         // Granted in the call: nothing can come between the grant and its release.
         if (store.request !== undefined) {
-          const taken = settled(store.tryAcquire(storeKey, ttl as number))
+          const taken = settled(store.tryAcquire(space, key, ttl as number))
           if (taken?.value !== undefined) return runProtected(guard, held(taken.value))
-          if (taken !== undefined) return queueProtected(guard, store.request, storeKey, ttl as number, held)
+          if (taken !== undefined) return queueProtected(guard, store.request, space, key, ttl as number, held)
         }
-        const granted = store.acquire(storeKey, ttl as number)
+        const granted = store.acquire(space, key, ttl as number)
         const waited = guard.interruptible ? Effect.interruptible(granted) : granted
         return Effect.uninterruptible(
           Effect.flatMap(Effect.mapError(span(key, waited), wrapError), (grant) => runProtected(guard, held(grant)))
@@ -457,14 +462,13 @@ const follow = <A, E>(
   held: Held,
   fiber: Fiber.Fiber<A, E>,
   resume: (answer: Effect.Effect<A, E | LockError>) => void
-): Effect.Effect<void> => {
+): (() => Effect.Effect<void>) => {
   let releasing: Fiber.Fiber<void> | undefined
-  const stop = Effect.suspend(() =>
+  const stop = () =>
     Effect.flatMap(awaitStop(fiber, `work under lock "${held.key}"`), () =>
       releasing === undefined ? Effect.void : Effect.asVoid(Fiber.await(releasing))
     )
-  )
-  held.onLost((reason) => resume(Effect.andThen(stop, Effect.fail(new LockError({ reason })))))
+  held.onLost((reason) => resume(Effect.andThen(stop(), Effect.fail(new LockError({ reason })))))
   fiber.addObserver((exit) => {
     const answer = answerOf(held, exit)
     releasing = release(env, held)
@@ -496,7 +500,7 @@ const runProtected = <A, E, R>(guard: Guard<A, E, R>, held: Held): Effect.Effect
     forget()
     if (answer !== undefined) return waiting(answer)
     resume = waiting
-    return stop
+    return Effect.suspend(stop)
   })
   return interruptible ? Effect.interruptible(wait) : wait
 }
@@ -505,27 +509,28 @@ const runProtected = <A, E, R>(guard: Guard<A, E, R>, held: Held): Effect.Effect
 const queueProtected = <A, E, R>(
   guard: Guard<A, E, R>,
   request: NonNullable<LockStore["Service"]["request"]>,
-  storeKey: string,
+  space: string,
+  key: string,
   ttl: number,
   held: (grant: Grant) => Held
 ): Effect.Effect<A, E | LockError> =>
   Effect.callback<A, E | LockError>((resume) => {
     const { env } = guard
-    let stop: Effect.Effect<void> | undefined
+    let stop: (() => Effect.Effect<void>) | undefined
     const enter = (grant: Grant) => {
       const lease = held(grant)
       stop = follow(env, lease, start(guard, lease), resume)
     }
-    const withdraw = request(storeKey, ttl, (granted) => {
+    const withdraw = request(space, key, ttl, (granted) => {
       const known = settled(granted)
       if (known !== undefined) return enter(known.value)
       const asking = env.runFork(granted)
-      stop = Fiber.interrupt(asking)
+      stop = () => Fiber.interrupt(asking)
       asking.addObserver((exit) =>
         exit._tag === "Success" ? enter(exit.value) : resume(Effect.mapError(Effect.failCause(exit.cause), wrapError))
       )
     })
-    return guard.interruptible ? Effect.suspend(() => stop ?? withdraw) : undefined
+    return guard.interruptible ? Effect.suspend(() => (stop === undefined ? Effect.sync(withdraw) : stop())) : undefined
   })
 
 /**

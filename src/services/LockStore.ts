@@ -34,7 +34,7 @@ export interface Grant {
  * - Every effect fails with `Unavailable` within a bound when the backend is away,
  *   except that `acquire` may wait as long as the lock is held by others.
  *
- * Keys arrive prefixed with the app.
+ * A `space` is the locks of one app; keys may hold any character.
  *
  * As with every port, the service calls a function inside a running effect and
  * runs what it returns at once and once: a store in memory may act in the call
@@ -48,19 +48,20 @@ export class LockStore extends Context.Service<
     /** `"memory"`, `"redis"`, `"rabbitmq"`: names the backend in spans and errors. */
     readonly system: string
     /** Takes the lock if nobody holds it or waits for it; never waits. */
-    readonly tryAcquire: (key: string, ttl: number) => Effect.Effect<Grant | undefined, Unavailable>
+    readonly tryAcquire: (space: string, key: string, ttl: number) => Effect.Effect<Grant | undefined, Unavailable>
     /** Waits for its turn. Interruption withdraws the request, and gives back a grant that raced it. */
-    readonly acquire: (key: string, ttl: number) => Effect.Effect<Grant, Unavailable>
+    readonly acquire: (space: string, key: string, ttl: number) => Effect.Effect<Grant, Unavailable>
     /**
-     * Like `acquire`, by callback: `resume` gets the grant, in the call or later, and at most once; the effect
+     * Like `acquire`, by callback: `resume` gets the grant, in the call or later, and at most once; the function
      * that comes back withdraws, like interruption. A store that grants by callback anyway offers it, so that
      * what waits under contention is one fiber and not two.
      */
     readonly request?: (
+      space: string,
       key: string,
       ttl: number,
       resume: (granted: Effect.Effect<Grant, Unavailable>) => void
-    ) => Effect.Effect<void>
+    ) => () => void
     /** Starts the ttl again; `false` when the grant is no longer live. */
     readonly renew: (grant: Grant, ttl: number) => Effect.Effect<boolean, Unavailable>
     /** Ends the grant. Does nothing when it is no longer live. */

@@ -9,6 +9,7 @@ import { TestClock } from "effect/testing"
 import { Cohort, Instance, Lock, LockStore } from "../../src/index.ts"
 import { MemoryHub, MemoryLockStore } from "../../src/layers/memory/index.ts"
 import { suite } from "../contract/lock.ts"
+import { getOrMake } from "../../src/services/internal/getOrMake.ts"
 import { memory, memoryWith } from "./memory.ts"
 
 suite(memory)
@@ -35,7 +36,10 @@ const cluster = Effect.gen(function* () {
   const hub = yield* MemoryHub.make
   const instance = (id: string) => Layer.build(Cohort.layerMemory({ hub, id }))
   const [a, b] = [yield* instance("a"), yield* instance("b")]
-  const { entries } = hub.part("lock", (): { readonly entries: ReadonlyMap<string, unknown> } => assert.fail())
+  const { spaces } = hub.part("lock", (): { readonly spaces: Map<string, ReadonlyMap<string, unknown>> } =>
+    assert.fail()
+  )
+  const entries = getOrMake(spaces, "app:lock", () => new Map())
   return { hub, a, b, entries }
 })
 

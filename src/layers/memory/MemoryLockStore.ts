@@ -12,19 +12,28 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import { Instance } from "../../services/Instance.ts"
+import { getOrMake } from "../../services/internal/getOrMake.ts"
 import type { Timer } from "../../services/internal/Timers.ts"
 import { type Grant, LockStore } from "../../services/LockStore.ts"
 import type { Unavailable } from "../../services/Reason.ts"
 import { MemoryHub } from "./MemoryHub.ts"
 
-interface Entry {
-  holder: Grant
-  expiresAt: number
-  /** First come, first served; linked both ways, so that one can leave from the middle. */
-  first: Waiter | undefined
-  last: Waiter | undefined
-  /** Set while there are waiters: passes the lock on when its holder's ttl runs out. */
-  expiry: Timer | undefined
+class Entry {
+  readonly space: Space
+  readonly key: string
+  /** `undefined` once the key is forgotten. */
+  holder: Grant | undefined = undefined
+  expiresAt = 0
+  /** First come, first served: a linked list, so that one can leave from the middle. */
+  first: Waiter | undefined = undefined
+  last: Waiter | undefined = undefined
+  /** Passes the lock on when its holder's ttl runs out, if someone waits or its holder is out of reach. */
+  expiry: Timer | undefined = undefined
+
+  constructor(space: Space, key: string) {
+    this.space = space
+    this.key = key
+  }
 }
 
 interface Waiter {
@@ -54,9 +63,17 @@ const leave = (entry: Entry, waiter: Waiter): void => {
  */
 const margin = 1
 
+/** The locks of one app. */
+type Space = Map<string, Entry>
+
 interface State {
-  readonly entries: Map<string, Entry>
+  readonly spaces: Map<string, Space>
   lastFence: number
+}
+
+/** A grant that knows where it stands: giving it back looks nothing up. */
+interface Granted extends Grant {
+  readonly entry: Entry
 }
 
 /**
@@ -69,89 +86,92 @@ export const make: Effect.Effect<LockStore["Service"], never, MemoryHub | Instan
   const link = hub.link((yield* Instance).id)
   const { timers } = hub
   const started = yield* Clock.currentTimeMillis
-  const state = hub.part<State>("lock", () => ({ entries: new Map(), lastFence: started }))
-  const { entries } = state
+  const state = hub.part<State>("lock", () => ({ spaces: new Map(), lastFence: started }))
 
-  const grant = (key: string, now: number): Grant => ({ key, fence: ++state.lastFence, since: now })
+  const spaceOf = (name: string): Space => getOrMake(state.spaces, name, () => new Map())
+
+  /** Makes a grant the entry's holder. */
+  const grant = (entry: Entry, now: number, ttl: number): Granted => {
+    const holder = { key: entry.key, fence: ++state.lastFence, since: now, entry }
+    entry.holder = holder
+    entry.expiresAt = now + ttl + margin
+    return holder
+  }
 
   /** Takes a free (or expired and unwaited-for) lock. */
-  const take = (key: string, ttl: number): Grant | undefined => {
-    const entry = entries.get(key)
+  const take = (space: Space, key: string, ttl: number): Granted | undefined => {
+    const entry = space.get(key)
     // Whoever comes waits behind those who wait already; `expiry` sees to a holder that is late.
     if (entry?.first !== undefined) return undefined
     const now = timers.now()
     if (entry === undefined) {
-      const holder = grant(key, now)
-      entries.set(key, { holder, expiresAt: now + ttl + margin, first: undefined, last: undefined, expiry: undefined })
-      return holder
+      const entry = new Entry(space, key)
+      space.set(key, entry)
+      return grant(entry, now, ttl)
     }
-    if (entry.expiresAt > now) return undefined
-    pass(key, entry)
-    return entries.has(key) ? undefined : take(key, ttl)
+    return entry.expiresAt > now ? undefined : grant(entry, now, ttl)
   }
 
   /** Gives the lock to the next waiter, or forgets the key. */
-  const pass = (key: string, entry: Entry): void => {
+  const pass = (entry: Entry): void => {
+    entry.holder = undefined
     const waiter = entry.first
     if (waiter === undefined) {
       if (entry.expiry !== undefined) timers.cancel(entry.expiry)
-      entries.delete(key)
+      entry.space.delete(entry.key)
       return
     }
     leave(entry, waiter)
-    const now = timers.now()
-    entry.holder = grant(key, now)
-    entry.expiresAt = now + waiter.ttl + margin
-    watch(key, entry)
-    const { holder } = entry
+    const holder = grant(entry, timers.now(), waiter.ttl)
+    watch(entry)
     hub.enqueue(() => waiter.wake(holder))
   }
 
   /** Keeps the expiry timer while someone waits. */
-  const watch = (key: string, entry: Entry): void => {
-    if (entry.first !== undefined) expire(key, entry)
+  const watch = (entry: Entry): void => {
+    if (entry.first !== undefined) expire(entry)
   }
 
   /** Sees to it that the grant ends with its ttl even if nobody looks at the key again. */
-  const expire = (key: string, entry: Entry): void => {
+  const expire = (entry: Entry): void => {
     if (entry.expiry !== undefined) {
       if (entry.expiry.pending && entry.expiry.due <= entry.expiresAt) return
       timers.cancel(entry.expiry)
     }
     entry.expiry = timers.at(entry.expiresAt, () => {
-      if (entries.get(key) !== entry) return
-      if (timers.now() >= entry.expiresAt) pass(key, entry)
-      else expire(key, entry)
+      if (entry.holder === undefined) return
+      if (timers.now() >= entry.expiresAt) pass(entry)
+      else expire(entry)
     })
+  }
+
+  /** The entry that a grant still holds, whether or not its ttl has passed. */
+  const heldBy = (grant: Grant): Entry | undefined => {
+    const { entry } = grant as Granted
+    return entry.holder === grant ? entry : undefined
   }
 
   /** For a grant that its holder cannot give back, or does not even know of. */
   const orphan = (grant: Grant): void => {
-    const entry = entries.get(grant.key)
-    if (entry !== undefined && entry.holder.fence === grant.fence) expire(grant.key, entry)
-  }
-
-  const isLive = (grant: Grant): Entry | undefined => {
-    const entry = entries.get(grant.key)
-    return entry !== undefined && entry.holder.fence === grant.fence && entry.expiresAt > timers.now()
-      ? entry
-      : undefined
+    const entry = heldBy(grant)
+    if (entry !== undefined) expire(entry)
   }
 
   const release = (grant: Grant): void => {
-    const entry = entries.get(grant.key)
-    if (entry !== undefined && entry.holder.fence === grant.fence) pass(grant.key, entry)
+    const entry = heldBy(grant)
+    if (entry !== undefined) pass(entry)
   }
 
   /** Takes the lock, or waits for it. Returns what withdraws the request. */
   const request = (
+    name: string,
     key: string,
     ttl: number,
     resume: (granted: Effect.Effect<Grant, Unavailable>) => void
-  ): Effect.Effect<void> => {
+  ): (() => void) => {
     if (!link.connected) {
-      resume(link.runEffect(() => wait(key, ttl)))
-      return Effect.void
+      resume(link.runEffect(() => wait(name, key, ttl)))
+      return () => {}
     }
     // Cut off: the answer does not arrive, and the lease runs out, unless the connection returns first.
     const answer = (grant: Grant) => {
@@ -159,13 +179,14 @@ export const make: Effect.Effect<LockStore["Service"], never, MemoryHub | Instan
       orphan(grant)
       resume(link.run(() => grant))
     }
-    let granted = take(key, ttl)
+    const space = spaceOf(name)
+    let granted: Grant | undefined = take(space, key, ttl)
     let gone = false
     if (granted !== undefined) {
       answer(granted)
-      return Effect.sync(() => release(granted!))
+      return () => release(granted!)
     }
-    const entry = entries.get(key)!
+    const entry = space.get(key)!
     const waiter: Waiter = {
       ttl,
       wake: (grant) => {
@@ -177,25 +198,26 @@ export const make: Effect.Effect<LockStore["Service"], never, MemoryHub | Instan
       next: undefined
     }
     join(entry, waiter)
-    watch(key, entry)
-    return Effect.sync(() => {
+    watch(entry)
+    return () => {
       gone = true
       if (granted !== undefined) release(granted)
       else if (waiter.previous !== undefined || entry.first === waiter) leave(entry, waiter)
-    })
+    }
   }
 
-  const wait = (key: string, ttl: number): Effect.Effect<Grant, Unavailable> =>
-    Effect.callback<Grant, Unavailable>((resume) => request(key, ttl, resume))
+  const wait = (name: string, key: string, ttl: number): Effect.Effect<Grant, Unavailable> =>
+    Effect.callback<Grant, Unavailable>((resume) => Effect.sync(request(name, key, ttl, resume)))
 
   return LockStore.of({
     system: "memory",
     // `tryAcquire` and `release` are the whole cost of an uncontended lock: connected, they spare the closure.
-    tryAcquire: (key, ttl) => (link.connected ? Exit.succeed(take(key, ttl)) : link.run(() => take(key, ttl))),
-    acquire: (key, ttl) =>
+    tryAcquire: (name, key, ttl) =>
+      link.connected ? Exit.succeed(take(spaceOf(name), key, ttl)) : link.run(() => take(spaceOf(name), key, ttl)),
+    acquire: (name, key, ttl) =>
       link.runEffect(() => {
-        const taken = take(key, ttl)
-        return taken === undefined ? wait(key, ttl) : Exit.succeed(taken)
+        const taken = take(spaceOf(name), key, ttl)
+        return taken === undefined ? wait(name, key, ttl) : Exit.succeed(taken)
       }),
     request,
     release: (grant) => {
@@ -208,10 +230,10 @@ export const make: Effect.Effect<LockStore["Service"], never, MemoryHub | Instan
     },
     renew: (grant, ttl) =>
       link.run(() => {
-        const entry = isLive(grant)
-        if (entry === undefined) return false
+        const entry = heldBy(grant)
+        if (entry === undefined || entry.expiresAt <= timers.now()) return false
         entry.expiresAt = timers.now() + ttl + margin
-        watch(grant.key, entry)
+        watch(entry)
         return true
       })
   })
