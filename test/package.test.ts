@@ -95,7 +95,7 @@ describe("the package", () => {
   })
 
   it("has types that resolve wherever it can be imported", () => {
-    const cli = path.join(root, "node_modules", "@arethetypeswrong", "cli", "dist", "index.js")
+    const cli = path.join(path.dirname(require.resolve("@arethetypeswrong/cli/package.json")), "dist", "index.js")
     const output = node(cli, tarball, "--profile", "esm-only", "--format", "json")
     const { analysis } = JSON.parse(output) as { readonly analysis: { readonly problems: ReadonlyArray<unknown> } }
     const problems = analysis.problems.filter((problem) => !isIgnored(problem))

@@ -32,41 +32,23 @@
  *
  * @since 0.1.0
  */
-import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as DateTime from "effect/DateTime"
-import * as Duration from "effect/Duration"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import type * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
-import * as Latch from "effect/Latch"
 import * as Layer from "effect/Layer"
-import * as Metric from "effect/Metric"
 import type * as Option from "effect/Option"
-import * as Pull from "effect/Pull"
-import * as References from "effect/References"
-import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import * as Scope from "effect/Scope"
-import {
-  type DeadJob,
-  type DeathReason,
-  type Delivery,
-  type Depth,
-  EventQueueStore,
-  type Outcome,
-  type Settlement,
-  type Worker
-} from "./EventQueueStore.ts"
+import type * as Scope from "effect/Scope"
+import { type DeadJob, type DeathReason, type Depth, EventQueueStore } from "./EventQueueStore.ts"
 import { Instance } from "./Instance.ts"
-import { awaitStop, stopGrace } from "./internal/fibers.ts"
+import * as QueueWorker from "./internal/QueueWorker.ts"
 import { settled } from "./internal/settled.ts"
 import { traced } from "./internal/telemetry.ts"
 import * as Timers from "./internal/Timers.ts"
 import * as Validate from "./internal/validate.ts"
-import { defaultBackoff, type Job } from "./Job.ts"
-import * as Metrics from "./Metrics.ts"
+import type { Job } from "./Job.ts"
 import { InvalidInput, Unavailable } from "./Reason.ts"
 
 /**
@@ -283,11 +265,6 @@ export const discard = (
   ids: ReadonlyArray<string> | "all"
 ): Effect.Effect<number, EventQueueError, EventQueue> => EventQueue.use((queue) => queue.discard(job, ids))
 
-/** How long to wait after the backend did not answer. */
-const outageBackoff = Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("5 seconds")]).pipe(
-  Schedule.jittered
-)
-
 /**
  * Makes the service on the {@link EventQueueStore} in context.
  *
@@ -366,7 +343,8 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
           )
         }),
 
-      subscribe: (job, options) => valid(job, () => runSubscription(store, timers, address(job), job, options)),
+      subscribe: (job, options) =>
+        valid(job, () => Effect.mapError(QueueWorker.run(store, timers, address(job), job, options), wrapError)),
 
       depth: (job) => valid(job, () => operation("depth", job, store.depth(address(job)))),
 
@@ -398,353 +376,6 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
     })
   }
 )
-
-/**
- * A job being run. `verdict` is why we stopped its handler, if we did; `over` is
- * set once its attempt is settled, which a handler that ignores interruption can outlive.
- */
-interface Running {
-  readonly delivery: Delivery
-  fiber: Fiber.Fiber<unknown, unknown> | undefined
-  timeout: Timers.Timer | undefined
-  verdict: "timeout" | "shutdown" | "stale" | undefined
-  over: boolean
-}
-
-const runSubscription = <A, RD, RE, R, R2>(
-  store: EventQueueStore["Service"],
-  timers: Timers.Timers,
-  address: string,
-  job: Job<A, RD, RE>,
-  options: SubscribeOptions<A, R, R2>
-): Effect.Effect<void, EventQueueError, RD | R | R2 | Scope.Scope> =>
-  Effect.gen(function* () {
-    const lease = Validate.millis("lease", options.lease ?? "30 seconds")
-    const shutdownTimeout = Validate.millis("shutdownTimeout", options.shutdownTimeout ?? "30 seconds", { zero: true })
-    const idleInterval = Validate.millis("idleInterval", options.idleInterval ?? "500 millis")
-    const concurrency =
-      options.concurrency === "unbounded"
-        ? Number.POSITIVE_INFINITY
-        : Validate.integer("concurrency", options.concurrency ?? 1, 1)
-    const invalid = invalidOf(lease) ?? invalidOf(shutdownTimeout) ?? invalidOf(idleInterval) ?? invalidOf(concurrency)
-    if (invalid !== undefined) return yield* fail(invalid)
-
-    const context = yield* Effect.context<RD | R | R2>()
-    const runFork = Effect.runForkWith(context)
-    const instance = { channel: job.channel }
-    const logWarning = (text: string, ...details: ReadonlyArray<unknown>) =>
-      Effect.annotateLogs(Effect.logWarning(text, ...details), instance)
-
-    // The worker outlives the pump: it settles what was running when the scope closes.
-    const workerScope = yield* Scope.make()
-    yield* Effect.addFinalizer((exit) => Scope.close(workerScope, exit))
-    const worker: Worker = yield* Effect.mapError(
-      Scope.provide(store.worker(address, { lease: lease as number, concurrency: concurrency as number }), workerScope),
-      wrapError
-    )
-
-    const running = new Set<Running>()
-    /** Open while there is room for another job. */
-    const room = Latch.makeUnsafe(true)
-    let finished: Array<Settlement> = []
-    let taking = false
-    /** Set when draining begins: nothing is started from then on. */
-    let closing = false
-    /** Set when draining has ended: nothing is settled from then on. */
-    let closed = false
-    let settling: Fiber.Fiber<void> | undefined
-
-    // --- settling ---
-
-    /** Sends what has finished, in batches, until nothing is left; waits out an outage. */
-    const settleAll = Effect.suspend(() => {
-      if (finished.length === 0) return Effect.void
-      const batch = finished
-      finished = []
-      const stale = (accepted: ReadonlyArray<boolean>) => {
-        const refused = accepted.reduce((n, ok) => (ok ? n : n + 1), 0)
-        return refused === 0 ? Effect.void : Metric.update(Metrics.jobsStale, refused)
-      }
-      const sent = worker.settle(batch)
-      const known = settled(sent)
-      if (known !== undefined) return stale(known.value)
-      let first = true
-      return Effect.suspend(() => {
-        if (first) {
-          first = false
-          return sent
-        }
-        return worker.settle(batch)
-      }).pipe(Effect.retry(outageBackoff), Effect.orDie, Effect.flatMap(stale)) // the backoff never ends
-    })
-
-    const settleLoop: Effect.Effect<void> = Effect.flatMap(settleAll, () =>
-      finished.length === 0 ? Effect.void : settleLoop
-    )
-
-    /** Settles soon: what finishes in one turn goes out in one batch. */
-    const flush = () => {
-      if (settling !== undefined || finished.length === 0 || closed) return
-      const fiber = runFork(settleLoop)
-      if (fiber.pollUnsafe() !== undefined) return
-      settling = fiber
-      fiber.addObserver(() => {
-        settling = undefined
-        flush()
-      })
-    }
-
-    const settle = (entry: Running, outcome: Outcome) => {
-      if (entry.over) return
-      entry.over = true
-      if (entry.timeout !== undefined) timers.cancel(entry.timeout)
-      finished.push({ delivery: entry.delivery, outcome })
-      countOutcome(outcome)
-      if (!taking) flush()
-    }
-
-    const countOutcome = (outcome: Outcome) => {
-      Metrics.jobsSettledBy[outcome._tag].updateUnsafe(1, context as Context.Context<never>)
-    }
-
-    /** What a take under way brought when draining began. */
-    const giveBack = (delivery: Delivery) => {
-      finished.push({ delivery, outcome: { _tag: "release" } })
-    }
-
-    // --- one job ---
-
-    const free = (entry: Running) => {
-      running.delete(entry)
-      room.openUnsafe()
-    }
-
-    const failed = (entry: Running, reason: DeathReason, error: string) => {
-      const { attempt, id, maxRetries } = entry.delivery
-      if (attempt > maxRetries || reason === "Undecodable") {
-        runFork(logWarning("Job became a dead letter", error).pipe(Effect.annotateLogs({ job: id, attempt, reason })))
-        settle(entry, { _tag: "bury", reason, error })
-        return
-      }
-      const delay = Effect.catchCause(retryDelay(job.backoff, attempt), (cause) =>
-        Effect.andThen(
-          logWarning("Backoff failed; the default is used", Cause.pretty(cause)),
-          retryDelay(defaultBackoff, attempt)
-        )
-      )
-      const retry = Effect.map(delay, (delay) => settle(entry, { _tag: "retry", delay, error }))
-      runFork(
-        Effect.andThen(
-          Effect.annotateLogs(Effect.logDebug("Job attempt failed; it is retried", error), {
-            ...instance,
-            job: id,
-            attempt
-          }),
-          retry
-        )
-      )
-    }
-
-    /** Stops a handler; one that does not stop loses its job, but keeps its place. */
-    const stop = (entry: Running, verdict: Exclude<Running["verdict"], undefined>) => {
-      if (entry.verdict !== undefined || entry.fiber === undefined) return
-      entry.verdict = verdict
-      timers.at(timers.now() + Duration.toMillis(stopGrace), () => {
-        if (entry.over) return
-        runFork(
-          logWarning("Job handler does not stop when interrupted; left behind").pipe(
-            Effect.annotateLogs({ job: entry.delivery.id, attempt: entry.delivery.attempt })
-          )
-        )
-        ended(entry, undefined)
-      })
-      entry.fiber.interruptUnsafe()
-    }
-
-    /** The end of an attempt; without an exit when its handler was left behind. */
-    const ended = (entry: Running, exit: Exit.Exit<unknown, unknown> | undefined) => {
-      if (exit?._tag === "Success") return settle(entry, { _tag: "ack" })
-      switch (entry.verdict) {
-        case "shutdown":
-          return settle(entry, { _tag: "release" })
-        case "stale":
-          entry.over = true
-          return
-        case "timeout":
-          return failed(entry, "TimedOut", `timed out after ${entry.delivery.timeout} ms`)
-        default:
-          return failed(entry, "Failed", exit === undefined ? "interrupted" : describe(exit.cause))
-      }
-    }
-
-    const start = (delivery: Delivery) => {
-      const entry: Running = { delivery, fiber: undefined, timeout: undefined, verdict: undefined, over: false }
-      running.add(entry)
-      if (delivery.attempt > delivery.maxRetries + 1) {
-        settle(entry, {
-          _tag: "bury",
-          reason: "WorkerLost",
-          error: delivery.lastError ?? "the worker was lost during the attempt"
-        })
-        return free(entry)
-      }
-      const decoded = job.wire.decode(delivery.payload)
-      const known = settled(decoded)
-      const info: JobInfo = { id: delivery.id, attempt: delivery.attempt, maxAttempts: delivery.maxRetries + 1 }
-      if (known !== undefined)
-        return run(
-          entry,
-          Effect.suspend(() => options.process(known.value, info))
-        )
-      let readable = false
-      run(
-        entry,
-        Effect.flatMap(decoded, (payload) => {
-          readable = true
-          return options.process(payload, info)
-        }),
-        () => readable
-      )
-    }
-
-    const annotations = { ...Context.get(context, References.CurrentLogAnnotations), ...instance }
-    /** The context of an attempt; cheaper than `annotateLogs`, which changes that of a fiber and back. */
-    const logging = ({ attempt, id }: Delivery): Context.Context<RD | R> =>
-      Context.add(context, References.CurrentLogAnnotations, { ...annotations, job: id, attempt })
-
-    const run = (entry: Running, handler: Effect.Effect<unknown, unknown, RD | R>, readable?: () => boolean) => {
-      const { delivery } = entry
-      const fiber = Effect.runForkWith(logging(delivery))(handler)
-      const done = (exit: Exit.Exit<unknown, unknown>) => {
-        if (exit._tag === "Failure" && readable !== undefined && !readable() && entry.verdict === undefined) {
-          failed(entry, "Undecodable", describe(exit.cause))
-        } else if (!entry.over) {
-          ended(entry, exit)
-        }
-        free(entry)
-      }
-      const exit = fiber.pollUnsafe()
-      if (exit !== undefined) return done(exit)
-      entry.fiber = fiber
-      fiber.addObserver(done)
-      entry.timeout = timers.at(timers.now() + delivery.timeout, () => stop(entry, "timeout"))
-    }
-
-    // --- leases ---
-
-    const held = () => [...running].filter((entry) => !entry.over)
-
-    yield* Effect.suspend(() => {
-      const entries = held()
-      if (entries.length === 0) return Effect.void
-      return Effect.map(worker.renew(entries.map((entry) => entry.delivery)), (renewed) => {
-        entries.forEach((entry, i) => {
-          if (renewed[i] === false && !entry.over) stop(entry, "stale")
-        })
-      })
-    }).pipe(
-      Effect.catch((error) => logWarning("Job leases not renewed", error)),
-      Effect.delay((lease as number) / 3),
-      Effect.forever,
-      Effect.forkIn(workerScope)
-    )
-
-    // --- taking ---
-
-    // Taking and starting is one step: nothing taken is lost when the pump is interrupted.
-    const takeAndStart = Effect.uninterruptible(
-      Effect.suspend(() => {
-        const taken = worker.take(Math.min((concurrency as number) - running.size, 1_000))
-        const startAll = (deliveries: ReadonlyArray<Delivery>) => {
-          taking = true
-          if (closing) for (const delivery of deliveries) giveBack(delivery)
-          else for (const delivery of deliveries) start(delivery)
-          taking = false
-          flush()
-          if (running.size >= (concurrency as number)) room.closeUnsafe()
-          return Effect.void
-        }
-        const known = settled(taken)
-        return known === undefined ? Effect.flatMap(taken, startAll) : startAll(known.value)
-      })
-    )
-
-    const isIdle =
-      options.idle === undefined
-        ? undefined
-        : Effect.catchCause(options.idle, (cause) =>
-            Effect.as(logWarning("Idle gate failed; taken as false", Cause.pretty(cause)), false)
-          )
-
-    const step: Effect.Effect<void, Unavailable, R2> =
-      isIdle === undefined
-        ? Effect.flatMap(room.await, () => Effect.flatMap(worker.ready, () => takeAndStart))
-        : Effect.gen(function* () {
-            yield* room.await
-            yield* worker.ready
-            if (yield* isIdle) return yield* takeAndStart
-            yield* worker.pause
-            yield* Effect.sleep(idleInterval as number)
-          })
-
-    // --- draining ---
-
-    const allFree = Effect.gen(function* () {
-      while (running.size > 0) {
-        room.closeUnsafe()
-        yield* room.await
-      }
-    })
-    const allSettled = Effect.suspend(() => {
-      flush()
-      return settling === undefined ? Effect.void : Effect.asVoid(Fiber.await(settling))
-    })
-
-    // Set up before anything is taken, so that whatever is started is also stopped.
-    let pump: Fiber.Fiber<never, Unavailable> | undefined
-    yield* Effect.addFinalizer(() =>
-      Effect.gen(function* () {
-        closing = true
-        if (pump !== undefined) yield* awaitStop(pump, "The idle gate of a queue")
-        yield* Effect.timeoutOption(allFree, shutdownTimeout as number)
-        for (const entry of running) stop(entry, "shutdown")
-        // Handlers that ignore interruption are left behind by `stop` after its grace.
-        yield* Effect.timeoutOption(allFree, Duration.sum(stopGrace, Duration.millis(1)))
-        yield* Effect.timeoutOption(Effect.repeat(allSettled, { while: () => finished.length > 0 }), stopGrace)
-        // What an outage did not let through comes back with its lease.
-        closed = true
-        if (settling !== undefined) yield* Fiber.interrupt(settling)
-        yield* Effect.ignore(worker.pause)
-      })
-    )
-
-    pump = yield* step.pipe(
-      Effect.catch((error) =>
-        Effect.andThen(logWarning("Queue unavailable; trying again", error), Effect.retry(step, outageBackoff))
-      ),
-      Effect.forever,
-      Effect.provideContext(context),
-      Effect.forkDetach
-    )
-  })
-
-/** The delay of a retry, in milliseconds: the schedule replayed up to it. */
-const retryDelay = (backoff: Schedule.Schedule<unknown, unknown>, retry: number): Effect.Effect<number> =>
-  Effect.gen(function* () {
-    const step = yield* Schedule.toStep(backoff)
-    let delay = 0
-    let now = 0
-    for (let i = 1; i <= retry; i++) {
-      const next = yield* Pull.catchDone(step(now, i), () => Effect.undefined)
-      if (next === undefined) break
-      delay = Duration.toMillis(next[1])
-      now += delay
-    }
-    return delay
-  })
-
-/** What is kept of an error: readable, and not larger than it is worth. */
-const describe = (cause: Cause.Cause<unknown>): string => Cause.pretty(cause).slice(0, 4_000)
 
 /** `None` when it does not decode, also when the Schema throws. */
 const decodable = <A, E, R>(decoded: Effect.Effect<A, E, R>): Effect.Effect<Option.Option<A>, never, R> =>
