@@ -42,6 +42,8 @@ const reported = <A, E, R>(run: Effect.Effect<A, E, R>): Effect.Effect<void, nev
     )
   )
 
+const counted = (count: number, what: string): string => `${count} ${what}${count === 1 ? "" : "s"}`
+
 const describe = (error: unknown): string => {
   const reason = error instanceof Error && error.cause instanceof Error ? error.cause : error
   return reason instanceof Error ? reason.message : String(reason)
@@ -50,11 +52,12 @@ const describe = (error: unknown): string => {
 const instanceNames = (count: number): ReadonlyArray<string> =>
   Array.from({ length: count }, (_, i) => (count <= 26 ? String.fromCharCode(97 + i) : `i${i + 1}`))
 
-const instances = Flag.Int("instances").pipe(
-  Flag.withDescription("How many instances to run"),
-  Flag.withSchema(Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 64 }))),
-  Flag.withDefault(3)
-)
+const instances = (minimum: number) =>
+  Flag.Int("instances").pipe(
+    Flag.withDescription("How many instances to run"),
+    Flag.withSchema(Schema.Int.check(Schema.isBetween({ minimum, maximum: 64 }))),
+    Flag.withDefault(3)
+  )
 const app = Flag.String("app").pipe(
   Flag.withDescription("Name of the application"),
   Flag.withSchema(Schema.NonEmptyString),
@@ -105,7 +108,7 @@ const startAll = (options: {
 const start = Command.make(
   "start",
   {
-    instances,
+    instances: instances(1),
     app,
     files,
     port: Flag.Int("port").pipe(
@@ -121,7 +124,7 @@ const start = Command.make(
         yield* Effect.addFinalizer(() => (started ? Console.log("Stopped.") : Effect.void))
         const running = yield* startAll(options)
         started = true
-        yield* Console.log(`${running.length} instances on the memory backend:`)
+        yield* Console.log(`${counted(running.length, "instance")} on the memory backend:`)
         for (const { id, url } of running) yield* Console.log(`  ${id}  ${url}  (API pages: ${url}/docs)`)
         yield* Console.log("Ctrl-C drains and stops.")
         yield* Effect.addFinalizer(() => Console.log("\nStopping: running tasks may finish, or are given back …"))
@@ -130,7 +133,7 @@ const start = Command.make(
     ).pipe(reported)
 ).pipe(Command.withDescription("Run instances until Ctrl-C"))
 
-const demo = Command.make("demo", { instances, files }, (options) =>
+const demo = Command.make("demo", { instances: instances(2), files }, (options) =>
   Effect.scoped(
     Effect.gen(function* () {
       const running = yield* startAll({ ...options, app: "cohort-demo", port: 0 })
@@ -140,7 +143,7 @@ const demo = Command.make("demo", { instances, files }, (options) =>
       yield* Effect.provide(Demo.play(running, report), NodeHttpClient.layerUndici)
       const { right, wrong } = yield* report.result
       yield* Console.log(`\n${wrong === 0 ? "All" : `${right} of`} ${right + wrong} steps went as they should.`)
-      if (wrong > 0) return yield* new Refused({ detail: `${wrong} steps went wrong` })
+      if (wrong > 0) return yield* new Refused({ detail: `${counted(wrong, "step")} went wrong` })
     })
   ).pipe(
     reported,

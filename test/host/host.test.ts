@@ -1,0 +1,141 @@
+/** The host as its users run it: a process of its own. */
+import { type ChildProcess, spawn } from "node:child_process"
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import path from "node:path"
+import { afterEach, assert, describe, it } from "@effect/vitest"
+
+const root = path.join(import.meta.dirname, "..", "..")
+const children: Array<ChildProcess> = []
+
+afterEach(() => {
+  for (const child of children.splice(0)) child.kill("SIGKILL")
+})
+
+/** Starts `main.ts`; `output` grows as it prints. */
+const main = (...args: ReadonlyArray<string>) => {
+  const child = spawn(process.execPath, [path.join(root, "src", "main.ts"), ...args], { cwd: root })
+  children.push(child)
+  const host = {
+    output: "",
+    exited: new Promise<number | null>((resolve) => child.on("close", resolve)),
+    interrupt: () => child.kill("SIGINT")
+  }
+  const collect = (text: Buffer) => {
+    host.output += text.toString()
+  }
+  child.stdout.on("data", collect)
+  child.stderr.on("data", collect)
+  return host
+}
+
+/** Asks again until the answer is there; fails after 20 seconds. */
+const until = async <A>(what: string, ask: () => Promise<A | undefined> | A | undefined): Promise<A> => {
+  const deadline = performance.now() + 20_000
+  while (performance.now() < deadline) {
+    const answer = await ask()
+    if (answer !== undefined) return answer
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+  throw new Error(`never happened: ${what}`)
+}
+
+/** The URLs that `start` prints, in the order of the instances. */
+const urls = (host: { readonly output: string }, count: number) =>
+  until("the instances listen", () => {
+    const found = [...host.output.matchAll(/^ {2}\S+ {2}(http:\S+)/gm)].map(([, url]) => url!)
+    return found.length === count && host.output.includes("Ctrl-C") ? found : undefined
+  })
+
+const request = async (method: string, url: string, body?: unknown) => {
+  const response = await fetch(url, {
+    method,
+    ...(body === undefined ? {} : { body: JSON.stringify(body), headers: { "content-type": "application/json" } })
+  })
+  const text = await response.text()
+  return { status: response.status, body: text === "" ? undefined : JSON.parse(text) }
+}
+
+describe("npm run demo", () => {
+  for (const instances of [2, 3]) {
+    it(`plays every scenario on ${instances} instances and exits with 0`, { timeout: 60_000 }, async () => {
+      const demo = main("demo", "--instances", String(instances))
+      assert.strictEqual(await demo.exited, 0, demo.output)
+      assert.include(demo.output, "All 11 steps went as they should.")
+      assert.notInclude(demo.output, "✗")
+    })
+  }
+
+  it("exits with 1, saying which step, when an outcome is wrong", { timeout: 60_000 }, async () => {
+    const files = mkdtempSync(path.join(tmpdir(), "cohort-demo-"))
+    try {
+      // A data set of one row: what the demo imports is not what it should be.
+      writeFileSync(path.join(files, "zipcodes.csv"), "zip_code,latitude,longitude,city,state\n1,2,3,A,B\n")
+      const demo = main("demo", "--files", files)
+      assert.strictEqual(await demo.exited, 1, demo.output)
+      assert.include(demo.output, "✗ a starts 8 tasks for zipcodes.csv")
+      assert.include(demo.output, "cohort: ")
+    } finally {
+      rmSync(files, { recursive: true })
+    }
+  })
+})
+
+describe("npm start", () => {
+  it("refuses a number of instances that makes no sense", async () => {
+    for (const [command, count] of [
+      ["start", "0"],
+      ["start", "-1"],
+      ["start", "x"],
+      ["demo", "1"]
+    ] as const) {
+      const host = main(command, "--instances", count)
+      assert.strictEqual(await host.exited, 1)
+      assert.include(host.output, "--instances")
+    }
+  })
+
+  it("serves the API of every instance, and says which field of a request is wrong", async () => {
+    const host = main("start", "--port", "0")
+    const all = await urls(host, 3)
+    for (const url of all) {
+      assert.strictEqual((await request("GET", `${url}/health`)).body.status, "ok")
+      assert.include(await (await fetch(`${url}/docs`)).text(), "<html")
+      const { body } = await request("GET", `${url}/openapi.json`)
+      assert.includeMembers(Object.keys(body.paths), ["/auth/policy", "/tasks", "/dead-letters", "/health"])
+    }
+    const wrong = await request("PUT", `${all[0]}/auth/policy`, { tokenSeconds: 0, maxSessions: 1 })
+    assert.strictEqual(wrong.status, 400)
+    assert.deepStrictEqual(wrong.body.errors[0].path, ["payload", "tokenSeconds"])
+    assert.strictEqual((await request("GET", `${all[0]}/tasks/none`)).status, 404)
+    assert.strictEqual((await request("POST", `${all[0]}/tasks`, { type: "none", params: {} })).status, 400)
+    host.interrupt()
+    assert.strictEqual(await host.exited, 130)
+  })
+
+  it("drains on Ctrl-C in the middle of imports, and stops", { timeout: 60_000 }, async () => {
+    const host = main("start", "--port", "0")
+    const [url] = await urls(host, 3)
+    const fields = [{ name: "zip_code", type: "text", required: true }]
+    assert.strictEqual((await request("POST", `${url}/collections`, { name: "zip", fields })).status, 204)
+    for (let i = 0; i < 3; i++) {
+      const params = { collection: "zip", file: "zipcodes.csv" }
+      assert.strictEqual((await request("POST", `${url}/tasks`, { type: "import-csv", params })).status, 200)
+    }
+    await until("an import has begun", async () => {
+      const { body } = await request("GET", `${url}/tasks`)
+      return body.some((task: any) => task.status === "running" && task.progress.done > 0) ? true : undefined
+    })
+    host.interrupt()
+    assert.strictEqual(await host.exited, 130)
+    assert.match(host.output, /Stopping: .*\nStopped\.\n$/)
+  })
+
+  it("says in one line why it cannot start", async () => {
+    const first = main("start", "--port", "0", "--instances", "1")
+    const [url] = await urls(first, 1)
+    const second = main("start", "--port", new URL(url!).port, "--instances", "1")
+    assert.strictEqual(await second.exited, 1)
+    assert.match(second.output, /^cohort: .*EADDRINUSE.*\n$/)
+  })
+})
