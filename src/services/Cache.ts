@@ -206,7 +206,7 @@ export const makeService: Effect.Effect<Cache["Service"], never, CacheStore | In
         Effect.suspend(() => {
           const ttl = options?.ttl === undefined ? undefined : readTtl(options.ttl)
           const prefix = options?.prefix ?? name
-          const invalid = Validate.name("name", name) ?? Validate.name("prefix", prefix) ?? invalidOf(ttl)
+          const invalid = Validate.name("name", name) ?? Validate.name("prefix", prefix) ?? Validate.invalidOf(ttl)
           return invalid === undefined
             ? Effect.succeed(
                 makeNamed(store, flights, name, Validate.address(app, "cache", prefix), wire(schema), ttl as Ttl)
@@ -222,8 +222,6 @@ type Ttl = number | undefined
 
 const fail = (reason: InvalidInput | Unavailable) => Effect.fail(new CacheError({ reason }))
 const wrapError = (reason: InvalidInput | Unavailable) => new CacheError({ reason })
-const invalidOf = (value: unknown): InvalidInput | undefined => (value instanceof InvalidInput ? value : undefined)
-
 const readTtl = (input: Duration.Input): Ttl | InvalidInput => {
   const ttl = Validate.millis("ttl", input, { infinity: true })
   return ttl === Number.POSITIVE_INFINITY ? undefined : ttl
@@ -423,7 +421,7 @@ const makeNamed = <A, R>(
       const invalid = Validate.key(key)
       if (invalid !== undefined) return invalid
     }
-    return invalidOf(ttl)
+    return Validate.invalidOf(ttl)
   }
 
   const guarded = <B, E, R2>(
@@ -493,7 +491,7 @@ const makeNamed = <A, R>(
     wrap: (<E, R2>(key: string, load: Effect.Effect<A, E, R2>, options?: WrapOptions) =>
       Effect.suspend((): Effect.Effect<A, E | CacheError, R | R2 | Lock.Lock> => {
         const ttl = ttlOf(options)
-        const invalid = Validate.key(key) ?? invalidOf(ttl)
+        const invalid = Validate.key(key) ?? Validate.invalidOf(ttl)
         if (invalid !== undefined) return fail(invalid)
         const run = (degraded: boolean) => loadAndFill<E, R2, never, never>(key, load, ttl as Ttl, undefined, degraded)
         return options?.exclusive

@@ -319,9 +319,9 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
             options?.maxRetries === undefined ? job.maxRetries : Validate.integer("maxRetries", options.maxRetries, 0)
           const invalid =
             (options?.id === undefined ? undefined : Validate.key(options.id, "id")) ??
-            invalidOf(timeout) ??
-            invalidOf(delay) ??
-            invalidOf(maxRetries)
+            Validate.invalidOf(timeout) ??
+            Validate.invalidOf(delay) ??
+            Validate.invalidOf(maxRetries)
           if (invalid !== undefined) return fail(invalid)
           const id = options?.id ?? SecureRandom.uuidV4Unsafe()
           return Effect.flatMap(Effect.mapError(job.wire.encode("payload", payload), wrapError), (payload) =>
@@ -352,7 +352,7 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
         valid(job, () => {
           const offset = Validate.integer("offset", page?.offset ?? 0, 0)
           const limit = Validate.integer("limit", page?.limit ?? 100, 1)
-          const invalid = invalidOf(offset) ?? invalidOf(limit)
+          const invalid = Validate.invalidOf(offset) ?? Validate.invalidOf(limit)
           if (invalid !== undefined) return fail(invalid)
           return Effect.flatMap(
             operation(
@@ -383,8 +383,6 @@ const decodable = <A, E, R>(decoded: Effect.Effect<A, E, R>): Effect.Effect<Opti
 
 const fail = (reason: InvalidInput | Unavailable) => Effect.fail(new EventQueueError({ reason }))
 const wrapError = (reason: InvalidInput | Unavailable) => new EventQueueError({ reason })
-const invalidOf = (value: unknown): InvalidInput | undefined => (value instanceof InvalidInput ? value : undefined)
-
 /**
  * Provides {@link EventQueue} on the {@link EventQueueStore} in context.
  *

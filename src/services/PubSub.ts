@@ -267,7 +267,8 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
       Effect.gen(function* () {
         const debounce = readDebounce(options?.debounce)
         const capacity = Validate.integer("capacity", options?.capacity ?? defaultCapacity, 1)
-        const invalid = Validate.name("channel", topic.channel) ?? invalidOf(debounce) ?? invalidOf(capacity)
+        const invalid =
+          Validate.name("channel", topic.channel) ?? Validate.invalidOf(debounce) ?? Validate.invalidOf(capacity)
         if (invalid !== undefined) return yield* fail(invalid)
 
         const context = yield* Effect.context<RD | R | R2>()
@@ -424,8 +425,6 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
 
 const fail = (reason: InvalidInput | Unavailable) => Effect.fail(new PubSubError({ reason }))
 const wrapError = (reason: InvalidInput | Unavailable) => new PubSubError({ reason })
-const invalidOf = (value: unknown): InvalidInput | undefined => (value instanceof InvalidInput ? value : undefined)
-
 const invalidTarget = (options: PublishOptions | undefined): InvalidInput | undefined =>
   options?.onlySelf === true && options.skipSelf === true
     ? new InvalidInput({ field: "onlySelf", detail: "excludes skipSelf: the message would reach nobody" })

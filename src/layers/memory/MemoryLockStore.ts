@@ -55,6 +55,8 @@ const leave = (entry: Entry, waiter: Waiter): void => {
   else waiter.previous.next = waiter.next
   if (waiter.next === undefined) entry.last = waiter.previous
   else waiter.next.previous = waiter.previous
+  // An old waiter that pointed to those after it would keep them all from the young generation's collector.
+  waiter.previous = waiter.next = undefined
 }
 
 /**

@@ -23,7 +23,7 @@ import type { JobInfo, SubscribeOptions } from "../EventQueue.ts"
 import type { DeathReason, Delivery, EventQueueStore, Outcome, Settlement, Worker } from "../EventQueueStore.ts"
 import { defaultBackoff, type Job } from "../Job.ts"
 import * as Metrics from "../Metrics.ts"
-import { InvalidInput, type Unavailable } from "../Reason.ts"
+import type { InvalidInput, Unavailable } from "../Reason.ts"
 import { awaitStop, stopGrace } from "./fibers.ts"
 import { settled } from "./settled.ts"
 import type * as Timers from "./Timers.ts"
@@ -61,7 +61,11 @@ export const run = <A, RD, RE, R, R2>(
       options.concurrency === "unbounded"
         ? Number.POSITIVE_INFINITY
         : Validate.integer("concurrency", options.concurrency ?? 1, 1)
-    const invalid = invalidOf(lease) ?? invalidOf(shutdownTimeout) ?? invalidOf(idleInterval) ?? invalidOf(concurrency)
+    const invalid =
+      Validate.invalidOf(lease) ??
+      Validate.invalidOf(shutdownTimeout) ??
+      Validate.invalidOf(idleInterval) ??
+      Validate.invalidOf(concurrency)
     if (invalid !== undefined) return yield* Effect.fail(invalid)
 
     const context = yield* Effect.context<RD | R | R2>()
@@ -336,7 +340,7 @@ export const run = <A, RD, RE, R, R2>(
     })
 
     // Set up before anything is taken, so that whatever is started is also stopped.
-    let pump: Fiber.Fiber<never, Unavailable> | undefined
+    let pump: Fiber.Fiber<never> | undefined
     yield* Effect.addFinalizer(() =>
       Effect.gen(function* () {
         closing = true
@@ -353,9 +357,15 @@ export const run = <A, RD, RE, R, R2>(
       })
     )
 
+    // Whatever goes wrong, a defect of the backend included, taking is tried again.
     pump = yield* step.pipe(
-      Effect.catch((error) =>
-        Effect.andThen(logWarning("Queue unavailable; trying again", error), Effect.retry(step, outageBackoff))
+      Effect.catchCause((cause) =>
+        Cause.hasInterruptsOnly(cause)
+          ? Effect.interrupt
+          : Effect.andThen(
+              logWarning("Queue unavailable; trying again", Cause.pretty(cause)),
+              Effect.orDie(Effect.retry(Effect.sandbox(step), outageBackoff))
+            )
       ),
       Effect.forever,
       Effect.provideContext(context),
@@ -380,5 +390,3 @@ const retryDelay = (backoff: Schedule.Schedule<unknown, unknown>, retry: number)
 
 /** What is kept of an error: readable, and not larger than it is worth. */
 const describe = (cause: Cause.Cause<unknown>): string => Cause.pretty(cause).slice(0, 4_000)
-
-const invalidOf = (value: unknown): InvalidInput | undefined => (value instanceof InvalidInput ? value : undefined)

@@ -67,6 +67,10 @@ export const integer = (field: string, value: unknown, min: number): number | In
     ? value
     : new InvalidInput({ field, detail: `must be a whole number of at least ${min}, got ${describe(value)}` })
 
+/** What is wrong with a value that was read, if anything. */
+export const invalidOf = (value: unknown): InvalidInput | undefined =>
+  value instanceof InvalidInput ? value : undefined
+
 /** Joins name parts into one address; `:` and `%` inside a part are escaped, so no two lists of parts meet. */
 export const address = (...parts: ReadonlyArray<string>): string => parts.map(escape).join(":")
 
