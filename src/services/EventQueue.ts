@@ -15,6 +15,8 @@
  * - **Attempts.** Success acknowledges. Failure, defect or timeout (the handler is interrupted) retries
  *   after `backoff` until `maxRetries` is used up; then the job is a dead letter, with the reason, the
  *   number of attempts, the first and the last error. Retries wait in the broker, not in the process.
+ * - **Giving back.** A handler that fails with `Job.snooze` gives its job back for a while; the attempt
+ *   does not count.
  * - **Ids.** A job published with the `id` of a living one, or of one that ended less than `keepId`
  *   ago, is a duplicate and is not stored.
  * - **Leases.** A worker that dies is noticed within one `lease` (at once where the broker sees the

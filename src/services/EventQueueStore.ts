@@ -67,7 +67,7 @@ export interface Delivery {
  *
  * - `ack`: done; forget the job.
  * - `retry`: run again after `delay` milliseconds, which pass in the broker.
- * - `release`: give back as it was; the attempt does not count.
+ * - `release`: give back as it was, for after `delay` milliseconds (zero: first in line); the attempt does not count.
  * - `bury`: make it a dead letter.
  *
  * @since 0.1.0
@@ -75,7 +75,7 @@ export interface Delivery {
 export type Outcome =
   | { readonly _tag: "ack" }
   | { readonly _tag: "retry"; readonly delay: number; readonly error: string }
-  | { readonly _tag: "release" }
+  | { readonly _tag: "release"; readonly delay: number }
   | { readonly _tag: "bury"; readonly reason: DeathReason; readonly error: string }
 
 /**

@@ -4,8 +4,9 @@
  * @since 0.1.0
  */
 import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
-import type * as Schema from "effect/Schema"
+import * as Schema from "effect/Schema"
 import * as Validate from "./internal/validate.ts"
 import { type Wire, wire } from "./Payload.ts"
 import { InvalidInput } from "./Reason.ts"
@@ -46,6 +47,33 @@ export interface Job<A, RD = never, RE = never> {
   /** Why the declaration cannot be used, if it cannot; reported by the first use. */
   readonly invalid: InvalidInput | undefined
 }
+
+/**
+ * What a handler fails with to give its job back; see {@link snooze}.
+ *
+ * @since 0.1.0
+ */
+export class Snoozed extends Schema.TaggedError<Snoozed>("cohort/Snoozed")("Snoozed", {
+  /** Milliseconds. */
+  delay: Schema.Number
+}) {
+  override get message(): string {
+    return `given back for ${this.delay} ms`
+  }
+}
+
+/**
+ * Gives a job back from inside its handler: it runs again after `delay` (positive
+ * and finite), here or on another instance, and the attempt does not count. For a
+ * job that cannot be run here or now, which is no failure of the job.
+ *
+ * @since 0.1.0
+ */
+export const snooze = (delay: Duration.Input): Effect.Effect<never, Snoozed | InvalidInput> =>
+  Effect.suspend(() => {
+    const millis = Validate.millis("delay", delay)
+    return Effect.fail(typeof millis === "number" ? new Snoozed({ delay: millis }) : millis)
+  })
 
 /**
  * Exponential from 500 ms, factor 2, capped at 30 seconds, then jittered by up to a fifth.

@@ -355,6 +355,51 @@ export const suite = (backend: Backend, options: { readonly propertyRuns?: numbe
           assert.deepStrictEqual(yield* depth(a), empty)
         }))
 
+      test("a handler that snoozes gives its job back for a while, and the attempt does not count", () =>
+        Effect.gen(function* () {
+          const { a } = yield* instances
+          const runs: Array<Run> = []
+          let snoozes = 3
+          yield* worker(a, Task, {
+            process: handler(
+              runs,
+              (): Effect.Effect<never, unknown> => (snoozes-- > 0 ? Job.snooze("200 millis") : Effect.fail("no"))
+            )
+          })
+          yield* publish(a, 1)
+          yield* advance("100 millis")
+          assert.deepStrictEqual([attempts(runs), yield* depth(a)], [[1], { ...empty, delayed: 1 }])
+          yield* eventually(
+            backend,
+            Effect.map(depth(a), ({ dead }) => dead === 1),
+            "a dead letter"
+          )
+          assert.deepStrictEqual(attempts(runs), [1, 1, 1, 1])
+          const [dead] = yield* a.run(EventQueue.deadLetters(Task))
+          assert.strictEqual(dead?.attempts, 1)
+        }))
+
+      test("a snooze of no sensible length is a failed attempt that says so", () =>
+        Effect.gen(function* () {
+          const { a } = yield* instances
+          for (const delay of [0, -1, Number.NaN, Number.POSITIVE_INFINITY]) {
+            yield* Effect.scoped(
+              Effect.gen(function* () {
+                yield* worker(a, Task, { process: () => Job.snooze(delay) })
+                yield* publish(a, 1)
+                yield* eventually(
+                  backend,
+                  Effect.map(depth(a), ({ dead }) => dead === 1),
+                  "a dead letter"
+                )
+              })
+            )
+            const [dead] = yield* a.run(EventQueue.deadLetters(Task))
+            assert.include(dead?.lastError, "delay")
+            yield* a.run(EventQueue.discard(Task, "all"))
+          }
+        }))
+
       const failures: Record<
         string,
         {

@@ -515,7 +515,7 @@ describe("failing", () => {
     })
   )
 
-  it.effect("a task whose type nobody has registered where it is taken has failed, and can be redriven", () =>
+  it.effect("a task whose type is not registered where it is taken waits until it is", () =>
     Effect.gen(function* () {
       const { apps } = yield* setup(1, () => Effect.void)
       const host = PluginHost.PluginHost
@@ -523,12 +523,24 @@ describe("failing", () => {
       const id = yield* apps[0].on(start("homeless"))
       yield* TestClock.adjust("10 seconds")
       const task = yield* apps[0].on(get(id))
-      assert.strictEqual(task.status, "failed")
-      assert.strictEqual(task.error, "work: no plugin has registered this type")
+      assert.deepStrictEqual([task.status, task.error], ["pending", null])
       yield* apps[0].on(host.use((host) => host.enable("works")))
-      assert.strictEqual(yield* apps[0].on(redrive([id])), 1)
       yield* TestClock.adjust("1 second")
       assert.strictEqual((yield* apps[0].on(get(id))).status, "succeeded")
+    })
+  )
+
+  it.effect("tasks whose type is not registered on one instance are run by another", () =>
+    Effect.gen(function* () {
+      const { apps } = yield* setup(2, () => Effect.void)
+      const host = PluginHost.PluginHost
+      yield* apps[0].on(host.use((host) => host.disable("works")))
+      const ids = yield* Effect.forEach(Array.from({ length: 10 }), (_, i) => apps[0].on(start(`task ${i}`)))
+      yield* TestClock.adjust("1 minute")
+      for (const id of ids) {
+        const task = yield* apps[0].on(get(id))
+        assert.deepStrictEqual([task.status, task.instance], ["succeeded", apps[1].id])
+      }
     })
   )
 })

@@ -174,7 +174,8 @@ class Channel {
         break
       case "release":
         stored.attempts--
-        this.offerFirst(stored)
+        if (outcome.delay > 0) this.offer(stored, outcome.delay)
+        else this.offerFirst(stored)
         break
       case "bury":
         this.noteError(stored, outcome.error)

@@ -29,6 +29,7 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as EventQueue from "../../services/EventQueue.ts"
 import { Instance } from "../../services/Instance.ts"
+import * as Job from "../../services/Job.ts"
 import * as Lock from "../../services/Lock.ts"
 import * as Plugin from "../../services/Plugin.ts"
 import * as PubSub from "../../services/PubSub.ts"
@@ -247,7 +248,8 @@ export const layer: Layer.Layer<Tasks | Runner, never, TaskStore | EventQueue.Ev
 
       const handle = Effect.fnUntraced(function* (task: Task, run: TaskRun) {
         const registered = types.get(task.type)
-        if (registered === undefined) return yield* unknownType(task.type)
+        // Not here, or not now: its plugin is disabled, or belongs to another version of the app.
+        if (registered === undefined) return yield* Job.snooze("1 second")
         const { handler, type } = registered
         return yield* Effect.gen(function* () {
           const params = yield* Schema.decodeUnknownEffect(Schema.toCodecJson(type.params))(task.params)
@@ -278,7 +280,7 @@ export const layer: Layer.Layer<Tasks | Runner, never, TaskStore | EventQueue.Ev
             }).pipe(restore, Effect.exit)
 
             if (Exit.isSuccess(exit)) return yield* end(task, "succeeded", { result: exit.value, error: null })
-            if (givenBack()) {
+            if (givenBack() || Cause.squash(exit.cause) instanceof Job.Snoozed) {
               yield* end(task, "pending", {})
             } else {
               yield* end(task, info.attempt < info.maxAttempts ? "pending" : "failed", {
@@ -343,7 +345,7 @@ export const layer: Layer.Layer<Tasks | Runner, never, TaskStore | EventQueue.Ev
                     Effect.sync(() => {
                       types.set(type.name, {
                         type,
-                        handler: (params, run) => Effect.provideContext(handler(params as any, run), context)
+                        handler: (params, run) => Effect.provideContext(handler(params as never, run), context)
                       })
                     }),
                     () => Effect.sync(() => types.delete(type.name))

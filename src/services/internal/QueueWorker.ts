@@ -21,7 +21,7 @@ import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import type { JobInfo, SubscribeOptions } from "../EventQueue.ts"
 import type { DeathReason, Delivery, EventQueueStore, Outcome, Settlement, Worker } from "../EventQueueStore.ts"
-import { defaultBackoff, type Job } from "../Job.ts"
+import { defaultBackoff, type Job, Snoozed } from "../Job.ts"
 import * as Metrics from "../Metrics.ts"
 import type { InvalidInput, Unavailable } from "../Reason.ts"
 import { awaitStop, stopGrace } from "./fibers.ts"
@@ -148,7 +148,7 @@ export const run = <A, RD, RE, R, R2>(
 
     /** What a take under way brought when draining began. */
     const giveBack = (delivery: Delivery) => {
-      finished.push({ delivery, outcome: { _tag: "release" } })
+      finished.push({ delivery, outcome: { _tag: "release", delay: 0 } })
     }
 
     // --- one job ---
@@ -205,14 +205,17 @@ export const run = <A, RD, RE, R, R2>(
       if (exit?._tag === "Success") return settle(entry, { _tag: "ack" })
       switch (entry.verdict) {
         case "shutdown":
-          return settle(entry, { _tag: "release" })
+          return settle(entry, { _tag: "release", delay: 0 })
         case "stale":
           entry.over = true
           return
         case "timeout":
           return failed(entry, "TimedOut", `timed out after ${entry.delivery.timeout} ms`)
-        default:
+        default: {
+          const snoozed = exit === undefined ? undefined : Cause.squash(exit.cause)
+          if (snoozed instanceof Snoozed) return settle(entry, { _tag: "release", delay: snoozed.delay })
           return failed(entry, "Failed", exit === undefined ? "interrupted" : describe(exit.cause))
+        }
       }
     }
 
