@@ -1,13 +1,14 @@
 /**
  * The HTTP API of the host: what the plugins do, over the wire.
  */
-import * as Schema from "effect/Schema"
+
 import * as HttpApi from "effect/http-api/HttpApi"
 import * as HttpApiEndpoint from "effect/http-api/HttpApiEndpoint"
 import * as HttpApiGroup from "effect/http-api/HttpApiGroup"
 import * as HttpApiMiddleware from "effect/http-api/HttpApiMiddleware"
 import * as HttpApiSchema from "effect/http-api/HttpApiSchema"
 import * as OpenApi from "effect/http-api/OpenApi"
+import * as Schema from "effect/Schema"
 import { Task, Tasks } from "../plugins/async-task-manager/index.ts"
 import { Auth, AuthStore } from "../plugins/auth/index.ts"
 import { Collection, Collections } from "../plugins/data-source-main/index.ts"

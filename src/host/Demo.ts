@@ -5,9 +5,9 @@
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
-import * as Option from "effect/Option"
-import * as HttpApiClient from "effect/http-api/HttpApiClient"
 import type * as HttpClient from "effect/http/HttpClient"
+import * as HttpApiClient from "effect/http-api/HttpApiClient"
+import * as Option from "effect/Option"
 import type { Task } from "../plugins/async-task-manager/index.ts"
 import { isEnded } from "../plugins/async-task-manager/Task.ts"
 import { Api } from "./Api.ts"

@@ -5,19 +5,19 @@ import { createServer } from "node:http"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
-import * as Scope from "effect/Scope"
+import * as HttpRouter from "effect/http/HttpRouter"
+import * as HttpServer from "effect/http/HttpServer"
 import * as HttpApiBuilder from "effect/http-api/HttpApiBuilder"
 import * as HttpApiMiddleware from "effect/http-api/HttpApiMiddleware"
 import * as HttpApiSwagger from "effect/http-api/HttpApiSwagger"
-import * as HttpRouter from "effect/http/HttpRouter"
-import * as HttpServer from "effect/http/HttpServer"
+import * as Layer from "effect/Layer"
+import * as Scope from "effect/Scope"
 import type * as Cohort from "../layers/Cohort.ts"
-import { Tasks, TaskStore } from "../plugins/async-task-manager/index.ts"
+import { TaskStore, Tasks } from "../plugins/async-task-manager/index.ts"
 import { Auth, AuthStore } from "../plugins/auth/index.ts"
 import {
-  Collections,
   CollectionStore,
+  Collections,
   type CsvFiles,
   plugin as dataSourceMain
 } from "../plugins/data-source-main/index.ts"

@@ -2,12 +2,12 @@
  * The HTTP API on the services of one instance.
  */
 import * as Effect from "effect/Effect"
+import * as HttpApiBuilder from "effect/http-api/HttpApiBuilder"
 import * as Layer from "effect/Layer"
 import * as Predicate from "effect/Predicate"
-import * as HttpApiBuilder from "effect/http-api/HttpApiBuilder"
 import { Tasks } from "../plugins/async-task-manager/index.ts"
 import { Auth } from "../plugins/auth/index.ts"
-import { Collections, CollectionStore } from "../plugins/data-source-main/index.ts"
+import { CollectionStore, Collections } from "../plugins/data-source-main/index.ts"
 import type { StoreError } from "../plugins/StoreError.ts"
 import type { CacheError } from "../services/Cache.ts"
 import * as EventQueue from "../services/EventQueue.ts"

@@ -41,8 +41,9 @@ import { Instance } from "./Instance.ts"
 import * as Debounce from "./internal/debounce.ts"
 import * as Mailbox from "./internal/Mailbox.ts"
 import { settled } from "./internal/settled.ts"
-import { traced } from "./internal/telemetry.ts"
 import * as Timers from "./internal/Timers.ts"
+import * as Trampoline from "./internal/Trampoline.ts"
+import { traced } from "./internal/telemetry.ts"
 import * as Validate from "./internal/validate.ts"
 import * as Metrics from "./Metrics.ts"
 import type { Payload } from "./Payload.ts"
@@ -186,26 +187,18 @@ type Subscriber = (delivery: Delivery) => void
 class Channel {
   /** Replaced, never changed: a message goes to those who were there when it came. */
   subscribers: ReadonlyArray<Subscriber> = []
-  private readonly waiting: Array<{ readonly to: ReadonlyArray<Subscriber>; readonly delivery: Delivery }> = []
-  private delivering = false
+  private readonly enqueue: (task: () => void) => void
+
+  constructor(enqueue: (task: () => void) => void) {
+    this.enqueue = enqueue
+  }
 
   /** What a handler causes waits until everybody has what it handles: one order for all. */
   deliver(delivery: Delivery): void {
-    if (this.delivering) {
-      this.waiting.push({ to: this.subscribers, delivery })
-      return
-    }
-    this.delivering = true
-    try {
-      for (const subscriber of this.subscribers) subscriber(delivery)
-      for (let i = 0; i < this.waiting.length; i++) {
-        const { delivery, to } = this.waiting[i]!
-        for (const subscriber of to) subscriber(delivery)
-      }
-    } finally {
-      if (this.waiting.length > 0) this.waiting.length = 0
-      this.delivering = false
-    }
+    const { subscribers } = this
+    this.enqueue(() => {
+      for (const subscriber of subscribers) subscriber(delivery)
+    })
   }
 }
 
@@ -230,7 +223,7 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
     const channels = yield* RcMap.make({
       lookup: (channel: string) =>
         Effect.gen(function* () {
-          const state = new Channel()
+          const state = new Channel(yield* Trampoline.make)
           local.set(channel, state)
           yield* Effect.addFinalizer(() => Effect.sync(() => local.get(channel) === state && local.delete(channel)))
           yield* transport.subscribe(

@@ -2,14 +2,15 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Latch from "effect/Latch"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import { TestClock } from "effect/testing"
 import { Cohort, Instance, Lock, LockStore } from "../../src/index.ts"
 import { MemoryHub, MemoryLockStore } from "../../src/layers/memory/index.ts"
-import { suite } from "../contract/lock.ts"
 import { getOrMake } from "../../src/services/internal/getOrMake.ts"
+import { suite } from "../contract/lock.ts"
 import { memory, memoryWith } from "./memory.ts"
 
 suite(memory)
@@ -123,6 +124,30 @@ describe("Lock on memory, seen from inside", () => {
       const last = yield* fenceOn(before)
       yield* TestClock.adjust("1 second")
       assert.isAbove(yield* fenceOn(yield* MemoryHub.make), last)
+    })
+  )
+
+  it.live("callers who keep handing a lock to each other leave the rest of the process its turn", () =>
+    Effect.gen(function* () {
+      const { a } = yield* cluster
+      let stop = false
+      let handovers = 0
+      const held = yield* Latch.make()
+      const queued = Effect.gen(function* () {
+        const lock = yield* Lock.Lock
+        const count = Effect.sync(() => handovers++)
+        while (!stop) yield* lock.runExclusive("k", count)
+      })
+      yield* Effect.forkChild(Effect.provide(Lock.runExclusive("k", held.await), a), { startImmediately: true })
+      const fibers = yield* Effect.forEach([1, 2, 3], () =>
+        Effect.forkChild(Effect.provide(queued, a), { startImmediately: true })
+      )
+      yield* held.open
+      // Only a turn of the event loop can wake this.
+      yield* Effect.sleep("20 millis")
+      stop = true
+      yield* Fiber.joinAll(fibers)
+      assert.isAbove(handovers, 3)
     })
   )
 })

@@ -25,6 +25,7 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { getOrMake } from "../../services/internal/getOrMake.ts"
 import * as Timers from "../../services/internal/Timers.ts"
+import * as Trampoline from "../../services/internal/Trampoline.ts"
 import { Unavailable } from "../../services/Reason.ts"
 
 /**
@@ -131,8 +132,7 @@ export const makeWith = (options: {
     const timers = yield* Timers.make
     const links = new Map<string, Link>()
     const parts = new Map<string, unknown>()
-    const tasks: Array<() => void> = []
-    let draining = false
+    const enqueue = yield* Trampoline.make
 
     const link = (instanceId: string): Link => getOrMake(links, instanceId, () => new Link(bound))
 
@@ -142,20 +142,7 @@ export const makeWith = (options: {
       link,
       part: <A>(name: string, make: () => A): A => getOrMake<string, unknown>(parts, name, make) as A,
       timers,
-      enqueue: (task) => {
-        if (draining) {
-          tasks.push(task)
-          return
-        }
-        draining = true
-        try {
-          task()
-          for (let i = 0; i < tasks.length; i++) tasks[i]!()
-        } finally {
-          if (tasks.length > 0) tasks.length = 0
-          draining = false
-        }
-      }
+      enqueue
     })
   })
 

@@ -4,5 +4,5 @@
  * @since 0.1.0
  */
 export * as Task from "./Task.ts"
-export * as Tasks from "./Tasks.ts"
 export * as TaskStore from "./TaskStore.ts"
+export * as Tasks from "./Tasks.ts"

@@ -14,8 +14,8 @@ import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import * as Task from "../async-task-manager/Task.ts"
-import { Collections } from "./Collections.ts"
 import { CollectionStore } from "./CollectionStore.ts"
+import { Collections } from "./Collections.ts"
 import { CsvFileError, CsvFiles } from "./CsvFiles.ts"
 
 /** How many refused rows are reported one by one. */
