@@ -345,25 +345,25 @@ const makeNamed = <A, R>(
       })
     })
 
-  /** Reads, or else joins the load; a backend that is away is passed by. */
+  /** The value that a store in memory has just answered with, if it has one. */
+  const hitOf = (found: Effect.Effect<Payload | undefined, Unavailable>): A | typeof undecided => {
+    const payload = settled(found)?.value
+    return payload === undefined ? undecided : codec.read(payload)
+  }
+
+  /** What was found, or else the load, joined or started; a backend that is away is passed by. */
   const through = <E, R2>(
     key: string,
+    found: Effect.Effect<Payload | undefined, Unavailable>,
     load: (degraded: boolean) => Effect.Effect<A, E, R2>
-  ): Effect.Effect<A, E | CacheError, R | R2> => {
-    const found = store.get(space, key)
-    const payload = settled(found)?.value
-    if (payload !== undefined) {
-      const hit = codec.read(payload)
-      if (hit !== undecided) return Exit.succeed(hit)
-    }
-    return Effect.matchEffect(operation("get", key, found), {
+  ): Effect.Effect<A, E | CacheError, R | R2> =>
+    Effect.matchEffect(operation("get", key, found), {
       onFailure: (error) => Effect.andThen(bypassed(key)(error), single(key, load(true))),
       onSuccess: (payload) =>
         Effect.flatMap(read(key, payload), (hit) =>
           hit._tag === "Some" ? Effect.succeed(hit.value) : single(key, load(false))
         )
     })
-  }
 
   /** The load under a lock of the key, after a second look. */
   const exclusively = <E, R2>(
@@ -414,6 +414,20 @@ const makeNamed = <A, R>(
     if (settled(written) === undefined) return Effect.ensuring(written, Effect.sync(detach))
     detach()
     return written
+  }
+
+  /** `wrap` without a hit at hand; apart from it, so that a hit makes none of these closures. */
+  const loadOnce = <E, R2>(
+    key: string,
+    found: Effect.Effect<Payload | undefined, Unavailable>,
+    load: Effect.Effect<A, E, R2>,
+    ttl: Ttl,
+    exclusive: boolean
+  ): Effect.Effect<A, E | CacheError, R | R2 | Lock.Lock> => {
+    const run = (degraded: boolean) => loadAndFill<E, R2, never, never>(key, load, ttl, undefined, degraded)
+    return exclusive
+      ? through(key, found, (degraded) => (degraded ? run(true) : exclusively(key, run)))
+      : through(key, found, run)
   }
 
   const writeInvalid = (ttl: Ttl | InvalidInput, keys: ReadonlyArray<string>): InvalidInput | undefined => {
@@ -493,16 +507,18 @@ const makeNamed = <A, R>(
         const ttl = ttlOf(options)
         const invalid = Validate.key(key) ?? Validate.invalidOf(ttl)
         if (invalid !== undefined) return fail(invalid)
-        const run = (degraded: boolean) => loadAndFill<E, R2, never, never>(key, load, ttl as Ttl, undefined, degraded)
-        return options?.exclusive
-          ? through(key, (degraded) => (degraded ? run(true) : exclusively(key, run)))
-          : through(key, run)
+        const found = store.get(space, key)
+        const hit = hitOf(found)
+        if (hit !== undecided) return Exit.succeed(hit)
+        return loadOnce(key, found, load, ttl as Ttl, options?.exclusive === true)
       })) as NamedCache<A, R>["wrap"],
     wrapWithCondition: (key, load, options) =>
       options?.useCache === false
         ? guarded([key], options, () => load)
         : guarded([key], options, (ttl) =>
-            through(key, (degraded) => loadAndFill(key, load, ttl, options?.isCacheable, degraded))
+            through(key, store.get(space, key), (degraded) =>
+              loadAndFill(key, load, ttl, options?.isCacheable, degraded)
+            )
           )
   }
   return self

@@ -57,9 +57,16 @@ export const millis = (
 }
 
 const readDuration = (input: Duration.Input): Duration.Duration | undefined => {
+  const known = typeof input === "string" ? written.get(input) : undefined
+  if (known !== undefined) return known
   const result = Duration.fromInput(input)
-  return result._tag === "Some" ? result.value : undefined
+  if (result._tag === "None") return undefined
+  if (typeof input === "string" && written.size < 256) written.set(input, result.value)
+  return result.value
 }
+
+/** Durations written out in the code, as most are: parsing `"60 seconds"` costs more than a cache hit. */
+const written = new Map<string, Duration.Duration>()
 
 /** Reads a whole number of at least `min`. */
 export const integer = (field: string, value: unknown, min: number): number | InvalidInput =>
