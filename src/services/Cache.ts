@@ -430,23 +430,18 @@ const makeNamed = <A, R>(
       : through(key, found, run)
   }
 
-  const writeInvalid = (ttl: Ttl | InvalidInput, keys: ReadonlyArray<string>): InvalidInput | undefined => {
-    for (const key of keys) {
-      const invalid = Validate.key(key)
-      if (invalid !== undefined) return invalid
-    }
-    return Validate.invalidOf(ttl)
-  }
-
   const guarded = <B, E, R2>(
     keys: ReadonlyArray<string>,
     options: SetOptions | undefined,
     use: (ttl: Ttl) => Effect.Effect<B, E, R2>
   ): Effect.Effect<B, E | CacheError, R2> =>
     Effect.suspend((): Effect.Effect<B, E | CacheError, R2> => {
+      for (const key of keys) {
+        const invalid = Validate.key(key)
+        if (invalid !== undefined) return fail(invalid)
+      }
       const ttl = ttlOf(options)
-      const invalid = writeInvalid(ttl, keys)
-      return invalid === undefined ? use(ttl as Ttl) : fail(invalid)
+      return ttl instanceof InvalidInput ? fail(ttl) : use(ttl)
     })
 
   const encode = (value: A) => Effect.mapError(codec.encode("value", value), wrapError)

@@ -9,7 +9,7 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as Validate from "./internal/validate.ts"
 import { type Wire, wire } from "./Payload.ts"
-import { InvalidInput } from "./Reason.ts"
+import type { InvalidInput } from "./Reason.ts"
 
 /**
  * Options of {@link make}.
@@ -98,9 +98,11 @@ export const make = <S extends Schema.Constraint>(
   const timeout = Validate.millis("timeout", options.timeout ?? "15 seconds")
   const maxRetries = Validate.integer("maxRetries", options.maxRetries ?? 0, 0)
   const keepId = Validate.millis("keepId", options.keepId ?? 0, { zero: true })
-  const invalid = [Validate.name("channel", channel), timeout, maxRetries, keepId].find(
-    (value) => value instanceof InvalidInput
-  )
+  const invalid =
+    Validate.name("channel", channel) ??
+    Validate.invalidOf(timeout) ??
+    Validate.invalidOf(maxRetries) ??
+    Validate.invalidOf(keepId)
   return {
     channel,
     wire: wire(schema),

@@ -287,12 +287,10 @@ class Held extends Timers.Timer implements Lease {
   extend(ttl?: Duration.Input): Effect.Effect<void, LockError> {
     return Effect.suspend(() => {
       const millis = ttl === undefined ? this.ttl : Validate.millis("ttl", ttl)
-      if (typeof millis !== "number") return Effect.fail(new LockError({ reason: millis }))
-      if (!this.covers()) return Effect.fail(new LockError({ reason: this.lostReason() }))
-      return Effect.mapError(this.renew(millis), (reason) => new LockError({ reason })).pipe(
-        Effect.flatMap(() =>
-          this.state === "held" ? Effect.void : Effect.fail(new LockError({ reason: this.lostReason() }))
-        )
+      if (typeof millis !== "number") return fail(millis)
+      if (!this.covers()) return fail(this.lostReason())
+      return Effect.flatMap(Effect.mapError(this.renew(millis), wrapError), () =>
+        this.state === "held" ? Effect.void : fail(this.lostReason())
       )
     })
   }
@@ -329,7 +327,6 @@ export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | 
   const env: Env = { store, timers, runFork }
   const space = Validate.address(app, "lock")
 
-  const fail = (reason: InvalidInput | Unavailable | LockLost) => Effect.fail(new LockError({ reason }))
   const span = <A>(key: string, effect: Effect.Effect<A, Unavailable>) =>
     traced(store.system, "Lock.acquire", { "lock.key": key }, effect)
 
@@ -343,7 +340,7 @@ export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | 
     request: (ttl: number) => Effect.Effect<Grant | undefined, Unavailable>
   ): Effect.Effect<Held | undefined, LockError, Scope.Scope> => {
     const ttl = ttlOf(options)
-    const invalid = Validate.lockKey(key) ?? (typeof ttl === "number" ? undefined : ttl)
+    const invalid = Validate.lockKey(key) ?? Validate.invalidOf(ttl)
     if (invalid !== undefined) return fail(invalid)
     return Effect.flatMap(Effect.mapError(span(key, request(ttl as number)), wrapError), (grant) => {
       if (grant === undefined) return Effect.undefined
@@ -390,10 +387,10 @@ export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | 
     ) =>
       Effect.withFiber<A, E | LockError, R>((caller) => {
         const ttl = ttlOf(options)
-        const invalid = Validate.lockKey(key) ?? (typeof ttl === "number" ? undefined : ttl)
+        const invalid = Validate.lockKey(key) ?? Validate.invalidOf(ttl)
         if (invalid !== undefined) return fail(invalid)
         const guard: Guard<A, E, R> = { env, caller, interruptible: isInterruptible(caller), work }
-        const held = (grant: Grant) => new Held(env, key, grant, ttl as number, options?.renew !== false)
+        const held = (grant: Grant) => hold(key, grant, ttl as number, options)
 
         // Granted in the call: nothing can come between the grant and its release.
         if (store.request !== undefined) {
@@ -410,6 +407,7 @@ export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | 
   })
 })
 
+const fail = (reason: InvalidInput | Unavailable | LockLost) => Effect.fail(new LockError({ reason }))
 const wrapError = (reason: Unavailable) => new LockError({ reason })
 
 const ttlOf = (options: LeaseOptions | undefined): number | InvalidInput =>
@@ -468,7 +466,7 @@ const follow = <A, E>(
     Effect.flatMap(awaitStop(fiber, `work under lock "${held.key}"`), () =>
       releasing === undefined ? Effect.void : Effect.asVoid(Fiber.await(releasing))
     )
-  held.onLost((reason) => resume(Effect.andThen(stop(), Effect.fail(new LockError({ reason })))))
+  held.onLost((reason) => resume(Effect.andThen(stop(), fail(reason))))
   fiber.addObserver((exit) => {
     const answer = answerOf(held, exit)
     releasing = release(env, held)

@@ -147,12 +147,14 @@ export interface Namespace<Name extends string> {
  */
 export const namespace = <const Name extends string>(name: Name): Namespace<Name> => {
   const key = (key: string) => Validate.address(name, key)
+  // An empty name stays empty: whoever uses it is told so.
+  const named = (local: string) => (local === "" ? "" : key(local))
   return {
     name,
     key,
-    topic: (channel, schema) => Topic.make(channel === "" ? "" : key(channel), schema),
-    job: (channel, schema, options) => Job.make(channel === "" ? "" : key(channel), schema, options),
+    topic: (channel, schema) => Topic.make(named(channel), schema),
+    job: (channel, schema, options) => Job.make(named(channel), schema, options),
     sync: (schema, options) => SyncMessage.make(name, schema, options),
-    cache: (cacheName, schema, options) => Cache.make(cacheName === "" ? "" : key(cacheName), schema, options)
+    cache: (cacheName, schema, options) => Cache.make(named(cacheName), schema, options)
   }
 }

@@ -260,8 +260,7 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
       Effect.gen(function* () {
         const debounce = readDebounce(options?.debounce)
         const capacity = Validate.integer("capacity", options?.capacity ?? defaultCapacity, 1)
-        const invalid =
-          Validate.name("channel", topic.channel) ?? Validate.invalidOf(debounce) ?? Validate.invalidOf(capacity)
+        const invalid = topic.invalid ?? Validate.invalidOf(debounce) ?? Validate.invalidOf(capacity)
         if (invalid !== undefined) return yield* fail(invalid)
 
         const context = yield* Effect.context<RD | R | R2>()

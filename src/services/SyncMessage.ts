@@ -28,7 +28,6 @@
  * @since 0.1.0
  */
 import * as Cause from "effect/Cause"
-import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -213,8 +212,8 @@ export const makeService = (
   Effect.gen(function* () {
     const pubsub = yield* PubSub.PubSub
     const { id: self } = yield* Instance
-    const clock = yield* Clock.clockWith(Effect.succeed)
     const timers = yield* Timers.make
+    const { now } = timers
     const log = Effect.runForkWith(yield* Effect.context<never>())
     const interval = Validate.millis("announceInterval", options.announceInterval ?? "10 seconds")
     if (typeof interval !== "number") return yield* fail(interval)
@@ -225,8 +224,6 @@ export const makeService = (
     const topics = new Map<string, Topic.Topic<typeof Envelope.Type>>()
 
     const topicOf = (channel: string) => getOrMake(topics, channel, () => Topic.make(channel, Envelope, "sync"))
-
-    const now = () => Timers.monotonicMillis(clock)
 
     yield* Effect.mapError(
       pubsub.subscribe(Announcements, ({ from, last }) =>

@@ -56,7 +56,7 @@ export interface Timers {
 }
 
 /** Reads a clock in monotonic milliseconds. */
-export const monotonicMillis = (clock: Clock.Clock): number => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+const monotonicMillis = (clock: Clock.Clock): number => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
 
 // Longer sleeps are cut up: Node's timers overflow at 2^31 ms.
 const longestSleep = 24 * 60 * 60 * 1000

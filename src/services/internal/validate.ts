@@ -34,8 +34,7 @@ export const lockKey = (value: unknown): InvalidInput | undefined => text("key",
 /**
  * Reads a duration in milliseconds.
  *
- * `min` is `"positive"` unless zero means something; `"infinity"` accepts
- * `Duration.infinity` where "no limit" means something.
+ * Must be positive and finite, unless `zero` or `infinity` means something to the caller.
  */
 export const millis = (
   field: string,
