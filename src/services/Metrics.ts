@@ -37,3 +37,9 @@ export const jobsSettledBy = {
 export const jobsStale = counter("cohort_queue_stale", "Settlements refused because the lease had passed on")
 /** Leases lost before they were released. @since 0.1.0 */
 export const leasesLost = counter("cohort_lock_leases_lost", "Leases lost before they were released")
+/** Whether a connection to a broker is up: 1 or 0, by backend and role. @since 0.2.0 */
+export const connectionUp = Metric.gauge("cohort_connection_up", {
+  description: "Whether a connection to a broker is up, by backend and role"
+})
+/** Connections to a broker that were lost, by backend and role. @since 0.2.0 */
+export const connectionsLost = counter("cohort_connections_lost", "Connections to a broker that were lost")

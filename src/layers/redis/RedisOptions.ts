@@ -1,0 +1,258 @@
+/**
+ * How to reach Redis: one server, a master behind Sentinels, or a Redis Cluster.
+ *
+ * @since 0.1.0
+ */
+import type { ConnectionOptions } from "node:tls"
+import * as Config from "effect/Config"
+import type * as Duration from "effect/Duration"
+import * as Redacted from "effect/Redacted"
+import * as Schedule from "effect/Schedule"
+import type { ClusterOptions, RedisOptions as IoredisOptions } from "ioredis"
+import * as Validate from "../../services/internal/validate.ts"
+import { InvalidInput } from "../../services/Reason.ts"
+
+/**
+ * Where a server listens. The port defaults to 6379, a Sentinel's to 26379.
+ *
+ * @since 0.1.0
+ */
+export interface Address {
+  readonly host: string
+  readonly port?: number | undefined
+}
+
+/**
+ * Options of a connection. What the url does not say, the other options do.
+ *
+ * @since 0.1.0
+ */
+export interface RedisOptions {
+  /** `redis://user:password@host:port/db`; `rediss://` for TLS. Default `redis://127.0.0.1:6379`. */
+  readonly url?: string | Redacted.Redacted<string> | undefined
+  readonly username?: string | undefined
+  readonly password?: Redacted.Redacted<string> | undefined
+  /** Number of the database. Default 0; a Redis Cluster has no other. */
+  readonly db?: number | undefined
+  /** `true`, or how to check and present certificates. Default: as the url's scheme says. */
+  readonly tls?: boolean | ConnectionOptions | undefined
+  /** Asks Sentinels for the master, instead of the url. */
+  readonly sentinel?:
+    | {
+        readonly master: string
+        readonly nodes: ReadonlyArray<Address>
+        readonly username?: string | undefined
+        readonly password?: Redacted.Redacted<string> | undefined
+        /** Default: as for the master. */
+        readonly tls?: boolean | ConnectionOptions | undefined
+      }
+    | undefined
+  /** Connects to a Redis Cluster through any of these nodes, instead of the url. */
+  readonly cluster?: { readonly nodes: ReadonlyArray<Address> } | undefined
+  /** Shown by `CLIENT LIST`. Default `"cohort"`. */
+  readonly name?: string | undefined
+  /** `true` builds the layer before Redis is reached; `false` (default) waits for it, and fails after `timeout`. */
+  readonly lazy?: boolean | undefined
+  /**
+   * Within which an operation ends, connected or not; also how long a silent
+   * connection is trusted. Default 5 seconds.
+   */
+  readonly timeout?: Duration.Input | undefined
+  /**
+   * When to try again after the connection is lost. Its delays must not need waiting to compute. When it ends,
+   * the connection is closed for good. Default: from 50 ms, doubling, at most 2 seconds, jittered, for ever.
+   */
+  readonly reconnect?: Schedule.Schedule<unknown> | undefined
+}
+
+/**
+ * The default of {@link RedisOptions.reconnect}.
+ *
+ * @since 0.1.0
+ */
+export const defaultReconnect: Schedule.Schedule<unknown> = Schedule.min([
+  Schedule.exponential("50 millis"),
+  Schedule.spaced("2 seconds")
+]).pipe(Schedule.jittered)
+
+/**
+ * The options that the environment gives: `REDIS_URL`, or else `REDIS_SENTINELS`
+ * (`host:port,…`) with `REDIS_SENTINEL_MASTER`, or else `REDIS_CLUSTER`
+ * (`host:port,…`); with `REDIS_USERNAME`, `REDIS_PASSWORD`, `REDIS_TLS`
+ * (`true`), `REDIS_TIMEOUT`.
+ *
+ * @since 0.1.0
+ */
+export const config: Config.Config<RedisOptions> = Config.map(
+  Config.all({
+    url: Config.option(Config.Redacted("REDIS_URL")),
+    sentinels: Config.option(Config.String("REDIS_SENTINELS")),
+    master: Config.withDefault(Config.String("REDIS_SENTINEL_MASTER"), "mymaster"),
+    cluster: Config.option(Config.String("REDIS_CLUSTER")),
+    username: Config.option(Config.String("REDIS_USERNAME")),
+    password: Config.option(Config.Redacted("REDIS_PASSWORD")),
+    tls: Config.option(Config.Boolean("REDIS_TLS")),
+    timeout: Config.option(Config.Duration("REDIS_TIMEOUT"))
+  }),
+  ({ cluster, master, password, sentinels, timeout, tls, url, username }): RedisOptions => ({
+    ...(url._tag === "Some" && { url: url.value }),
+    ...(sentinels._tag === "Some" && { sentinel: { master, nodes: addresses(sentinels.value) } }),
+    ...(cluster._tag === "Some" && { cluster: { nodes: addresses(cluster.value) } }),
+    ...(username._tag === "Some" && { username: username.value }),
+    ...(password._tag === "Some" && { password: password.value }),
+    ...(tls._tag === "Some" && { tls: tls.value }),
+    ...(timeout._tag === "Some" && { timeout: timeout.value })
+  })
+)
+
+/** `host:port,host:port`; an IPv6 host stands in brackets. */
+const addresses = (list: string): ReadonlyArray<Address> =>
+  list
+    .split(",")
+    .map((address) => address.trim())
+    .filter((address) => address !== "")
+    .map((address) => {
+      const port = /:(\d+)$/.exec(address)
+      const host = (port === null ? address : address.slice(0, port.index)).replace(/^\[(.*)\]$/, "$1")
+      return { host, port: port === null ? undefined : Number(port[1]) }
+    })
+
+/** Options read: what ioredis takes, and what the connection itself needs. */
+export interface Settings {
+  readonly timeout: number
+  readonly lazy: boolean
+  readonly reconnect: Schedule.Schedule<unknown>
+  /** Of one server, also of each node of a Redis Cluster. */
+  readonly client: IoredisOptions
+  /** Nodes to start from, when it is a Redis Cluster. */
+  readonly cluster: ReadonlyArray<{ readonly host: string; readonly port: number }> | undefined
+}
+
+/** Reads options, or tells which of them is wrong. */
+export const read = (options: RedisOptions): Settings | InvalidInput => {
+  const timeout = Validate.millis("timeout", options.timeout ?? "5 seconds")
+  if (typeof timeout !== "number") return timeout
+  const server = readUrl(options.url)
+  if (server instanceof InvalidInput) return server
+  const { cluster, sentinel } = options
+  const db = options.db ?? server.db ?? 0
+  const invalid =
+    Validate.invalidOf(Validate.integer("db", db, 0)) ??
+    (cluster !== undefined && sentinel !== undefined
+      ? new InvalidInput({ field: "sentinel", detail: "excludes cluster" })
+      : undefined) ??
+    (cluster !== undefined && db !== 0
+      ? new InvalidInput({ field: "db", detail: "a Redis Cluster has database 0 only" })
+      : undefined) ??
+    (sentinel === undefined
+      ? undefined
+      : (Validate.name("sentinel.master", sentinel.master) ?? invalidNodes("sentinel.nodes", sentinel.nodes))) ??
+    (cluster === undefined ? undefined : invalidNodes("cluster.nodes", cluster.nodes))
+  if (invalid !== undefined) return invalid
+
+  const tls = readTls(options.tls ?? server.tls)
+  const sentinelTls = readTls(sentinel?.tls ?? options.tls ?? server.tls)
+  const username = options.username ?? server.username
+  const password = options.password === undefined ? server.password : Redacted.value(options.password)
+  return {
+    timeout,
+    lazy: options.lazy ?? false,
+    reconnect: options.reconnect ?? defaultReconnect,
+    cluster: cluster?.nodes.map(({ host, port }) => ({ host, port: port ?? 6379 })),
+    client: {
+      ...(sentinel === undefined
+        ? { host: server.host, port: server.port }
+        : {
+            name: sentinel.master,
+            sentinels: sentinel.nodes.map(({ host, port }) => ({ host, port: port ?? 26379 })),
+            ...(sentinel.username !== undefined && { sentinelUsername: sentinel.username }),
+            ...(sentinel.password !== undefined && { sentinelPassword: Redacted.value(sentinel.password) }),
+            ...(sentinelTls !== undefined && { sentinelTLS: sentinelTls, enableTLSForSentinelMode: true })
+          }),
+      ...(username !== undefined && { username }),
+      ...(password !== undefined && { password }),
+      ...(tls !== undefined && { tls }),
+      db,
+      connectionName: options.name ?? "cohort",
+      connectTimeout: timeout,
+      // A connection that owes an answer and is silent this long is taken for dead.
+      socketTimeout: timeout,
+      lazyConnect: true,
+      // What is in flight when the connection goes fails at once: only the caller knows whether to repeat it.
+      maxRetriesPerRequest: 0,
+      autoResendUnfulfilledCommands: false,
+      autoResubscribe: false,
+      // After a failover the old master still answers: go and find the new one.
+      reconnectOnError: (error) => error.message.startsWith("READONLY")
+    }
+  }
+}
+
+/** Of the client for a whole Redis Cluster. */
+export const clusterOptions = (settings: Settings) => {
+  const { connectionName, connectTimeout, password, socketTimeout, tls, username } = settings.client
+  return {
+    lazyConnect: true,
+    enableOfflineQueue: false,
+    slotsRefreshTimeout: settings.timeout,
+    redisOptions: {
+      connectionName,
+      connectTimeout,
+      socketTimeout,
+      maxRetriesPerRequest: 0,
+      autoResendUnfulfilledCommands: false,
+      // A command that a node has not answered by then fails, whatever is tried in between.
+      commandTimeout: settings.timeout,
+      username,
+      password,
+      tls
+    }
+  } satisfies ClusterOptions
+}
+
+interface Server {
+  readonly host: string
+  readonly port: number
+  readonly username?: string
+  readonly password?: string
+  readonly db?: number
+  readonly tls: boolean
+}
+
+const readUrl = (input: RedisOptions["url"]): Server | InvalidInput => {
+  if (input === undefined) return { host: "127.0.0.1", port: 6379, tls: false }
+  // What is wrong with it is said without repeating it: it may hold a password.
+  const invalid = (detail: string) => new InvalidInput({ field: "url", detail })
+  const text: unknown = Redacted.isRedacted(input) ? Redacted.value(input) : input
+  if (typeof text !== "string" || !URL.canParse(text)) return invalid("must be like redis://user:password@host:port/db")
+  const url = new URL(text)
+  if (url.protocol !== "redis:" && url.protocol !== "rediss:") return invalid("must begin with redis:// or rediss://")
+  const db = url.pathname.replace(/^\//, "")
+  if (!/^\d*$/.test(db)) return invalid("the part after the host must be the number of a database")
+  try {
+    return {
+      host: url.hostname === "" ? "127.0.0.1" : url.hostname.replace(/^\[(.*)\]$/, "$1"),
+      port: url.port === "" ? 6379 : Number(url.port),
+      tls: url.protocol === "rediss:",
+      ...(url.username !== "" && { username: decodeURIComponent(url.username) }),
+      ...(url.password !== "" && { password: decodeURIComponent(url.password) }),
+      ...(db !== "" && { db: Number(db) })
+    }
+  } catch {
+    return invalid("user name and password must be percent-encoded")
+  }
+}
+
+const readTls = (tls: boolean | ConnectionOptions): ConnectionOptions | undefined =>
+  tls === true ? {} : tls === false ? undefined : tls
+
+const invalidNodes = (field: string, nodes: ReadonlyArray<Address>): InvalidInput | undefined => {
+  if (nodes.length === 0) return new InvalidInput({ field, detail: "must name at least one node" })
+  for (const { host, port } of nodes) {
+    const invalid =
+      Validate.name(`${field}.host`, host) ??
+      (port === undefined ? undefined : Validate.invalidOf(Validate.integer(`${field}.port`, port, 1)))
+    if (invalid !== undefined) return invalid
+  }
+  return undefined
+}

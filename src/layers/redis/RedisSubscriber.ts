@@ -1,0 +1,165 @@
+/**
+ * The connection that subscriptions share.
+ *
+ * Subscribers of one channel share its SUBSCRIBE; the last one to leave takes it
+ * back. Redis handles commands of one connection in order, so joining while the
+ * channel is being left is safe. After a reconnect every channel is subscribed
+ * again, once, and every subscriber is told of the gap before anything else.
+ */
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Scope from "effect/Scope"
+import type { Redis } from "ioredis"
+import type { Timers } from "../../services/internal/Timers.ts"
+import type { Unavailable } from "../../services/Reason.ts"
+import { type Link, reasonOf, unavailable } from "./RedisLink.ts"
+
+interface Subscriber {
+  readonly onMessage: (message: string) => void
+  readonly onGap: () => void
+  /** Whether something may have been missed since it was last told. */
+  gap: boolean
+  /** Waits for the confirmation; it counts as a subscriber from the start. */
+  waiting: ((result: Effect.Effect<void, Unavailable>) => void) | undefined
+}
+
+class Channel {
+  readonly subscribers = new Set<Subscriber>()
+  confirmed = false
+}
+
+/** Subscribes for as long as the scope lives; returns once Redis has confirmed it. */
+export type Subscribe = (
+  channel: string,
+  onMessage: (message: string) => void,
+  onGap: () => void
+) => Effect.Effect<void, Unavailable, Scope.Scope>
+
+export interface RedisSubscriber {
+  readonly subscribe: Subscribe
+  /** To be called with every change of the link's readiness. */
+  readonly onReady: () => void
+  readonly onDown: () => void
+  readonly onClosed: () => void
+}
+
+export const make = (options: {
+  readonly link: () => Link<Redis>
+  readonly timers: Timers
+  readonly timeout: number
+}): RedisSubscriber => {
+  const { timeout, timers } = options
+  const channels = new Map<string, Channel>()
+
+  const tell = (subscriber: Subscriber) => {
+    if (!subscriber.gap) return
+    subscriber.gap = false
+    subscriber.onGap()
+  }
+
+  const confirm = (channel: Channel) => {
+    channel.confirmed = true
+    for (const subscriber of channel.subscribers) {
+      tell(subscriber)
+      subscriber.waiting?.(Effect.void)
+    }
+  }
+
+  const send = (names: ReadonlyArray<string>) => {
+    const { client } = options.link()
+    // Those who join while it is on its way are confirmed with it; a channel made anew meanwhile has its own.
+    const asked = names.map((name) => channels.get(name))
+    client.subscribe(...names).then(
+      () => {
+        for (const channel of asked) if (channel !== undefined) confirm(channel)
+      },
+      // Lost with the connection: asked again when it is back. Refused by Redis: whoever waits is told by its timeout.
+      () => undefined
+    )
+  }
+
+  const onMessage = (name: string, message: string) => {
+    const channel = channels.get(name)
+    if (channel === undefined) return
+    for (const subscriber of channel.subscribers) {
+      tell(subscriber)
+      subscriber.onMessage(message)
+    }
+  }
+
+  let listening = false
+  const listen = () => {
+    if (listening) return
+    listening = true
+    options.link().client.on("message", onMessage)
+  }
+
+  const join = (name: string, subscriber: Subscriber) => {
+    listen()
+    const { connect, isReady } = options.link()
+    let channel = channels.get(name)
+    if (channel === undefined) {
+      channel = new Channel()
+      channels.set(name, channel)
+      if (isReady()) send([name])
+      else connect()
+    }
+    channel.subscribers.add(subscriber)
+    return channel
+  }
+
+  const leave = (name: string, subscriber: Subscriber) => {
+    const channel = channels.get(name)
+    if (channel === undefined || !channel.subscribers.delete(subscriber) || channel.subscribers.size > 0) return
+    channels.delete(name)
+    const { client, isReady } = options.link()
+    if (isReady()) client.unsubscribe(name).catch(() => undefined)
+  }
+
+  return {
+    subscribe: (name, onMessage, onGap) =>
+      Effect.acquireRelease(
+        Effect.callback<Subscriber, Unavailable>((resume) => {
+          const subscriber: Subscriber = { onMessage, onGap, gap: false, waiting: undefined }
+          const channel = join(name, subscriber)
+          if (channel.confirmed) return resume(Exit.succeed(subscriber))
+          const { lastError, state } = options.link()
+          const end = (result: Effect.Effect<Subscriber, Unavailable>) => {
+            subscriber.waiting = undefined
+            timers.cancel(timer)
+            resume(result)
+          }
+          const giveUp = (detail: string) => {
+            leave(name, subscriber)
+            end(Effect.fail(unavailable(detail, lastError())))
+          }
+          const timer = timers.at(timers.now() + timeout, () =>
+            giveUp(`not subscribed within ${timeout} ms (${reasonOf(lastError())})`)
+          )
+          subscriber.waiting = (result) => end(Effect.as(result, subscriber))
+          if (state() === "closed") giveUp("the connection is closed")
+          return Effect.sync(() => {
+            timers.cancel(timer)
+            leave(name, subscriber)
+          })
+        }),
+        (subscriber) => Effect.sync(() => leave(name, subscriber)),
+        { interruptible: true }
+      ).pipe(Effect.asVoid),
+    onReady: () => {
+      if (channels.size > 0) send([...channels.keys()])
+    },
+    onDown: () => {
+      for (const channel of channels.values()) {
+        if (!channel.confirmed) continue
+        channel.confirmed = false
+        for (const subscriber of channel.subscribers) subscriber.gap = true
+      }
+    },
+    onClosed: () => {
+      for (const channel of channels.values()) {
+        for (const { waiting } of channel.subscribers) waiting?.(Effect.fail(unavailable("the connection is closed")))
+      }
+    }
+  }
+}
