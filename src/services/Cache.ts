@@ -19,6 +19,16 @@
  * - Changing a value that was returned never changes the cache.
  * - `reset` clears one named cache and nothing else.
  *
+ * With `near`, an instance keeps what it has read in its own memory:
+ *
+ * - What `set`, `del`, `reset` or a load writes anywhere is dropped everywhere, by broadcast, in
+ *   about the time that a message takes. Meanwhile another instance may still read the old value.
+ * - **Staleness is bounded**: where that message is lost (a broker away, a connection that died
+ *   silently), the old value is read for at most the near `ttl`, 10 seconds by default. After a
+ *   reconnect everything near is dropped.
+ * - What is near ends with its entry: an entry that has expired is not read any more.
+ * - A backend in memory needs none, and keeps none; everything else is the same.
+ *
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
@@ -30,17 +40,21 @@ import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
 import { CacheStore } from "./CacheStore.ts"
 import { Instance } from "./Instance.ts"
 import { awaitStop } from "./internal/fibers.ts"
 import { glob } from "./internal/glob.ts"
+import * as NearCache from "./internal/NearCache.ts"
 import { settled } from "./internal/settled.ts"
+import * as Timers from "./internal/Timers.ts"
 import { traced } from "./internal/telemetry.ts"
 import * as Validate from "./internal/validate.ts"
 import * as Lock from "./Lock.ts"
 import * as Metrics from "./Metrics.ts"
 import { type Payload, undecided, type Wire, wire } from "./Payload.ts"
+import * as PubSub from "./PubSub.ts"
 import { InvalidInput, Unavailable } from "./Reason.ts"
 
 /**
@@ -67,7 +81,36 @@ export interface Options {
   readonly ttl?: Duration.Input | undefined
   /** Under what name the entries are stored. Default: the name of the cache. */
   readonly prefix?: string | undefined
+  /**
+   * Keeps entries in the memory of this instance, too; see the module for what that means. Requires
+   * `PubSub`. Instances that write without it must declare it as well, for the others to be told.
+   * Caches of one prefix share what is near, under the smaller of their bounds. Default `false`.
+   */
+  readonly near?: boolean | NearOptions | undefined
 }
+
+/**
+ * What an instance keeps near.
+ *
+ * @since 0.2.0
+ */
+export interface NearOptions {
+  /** How many entries. Default 10,000. */
+  readonly capacity?: number | undefined
+  /** For how long an entry may be out of date; positive. Default 10 seconds. */
+  readonly ttl?: Duration.Input | undefined
+}
+
+/**
+ * What making a cache requires besides `Cache`: broadcast, for one that is near.
+ *
+ * @since 0.2.0
+ */
+export type Requirement<O extends Options> = "near" extends keyof O
+  ? O["near"] extends false | undefined
+    ? never
+    : PubSub.PubSub
+  : never
 
 /**
  * Options of a write.
@@ -156,26 +199,30 @@ export interface NamedCache<A, R = never> {
 export class Cache extends Context.Service<
   Cache,
   {
-    readonly make: <S extends Schema.Constraint>(
+    readonly make: <S extends Schema.Constraint, const O extends Options = {}>(
       name: string,
       schema: S,
-      options?: Options
-    ) => Effect.Effect<NamedCache<S["Type"], S["DecodingServices"] | S["EncodingServices"]>, CacheError>
+      options?: O
+    ) => Effect.Effect<NamedCache<S["Type"], S["DecodingServices"] | S["EncodingServices"]>, CacheError, Requirement<O>>
   }
 >()("cohort/services/Cache") {}
 
 /**
  * Makes a named cache. Caches with one name share their entries, on this and on
- * every other instance of the app.
+ * every other instance of the app. With `near` it fails with `Unavailable` when
+ * broadcast cannot be subscribed to.
  *
  * @since 0.1.0
  */
-export const make = <S extends Schema.Constraint>(
+export const make = <S extends Schema.Constraint, const O extends Options = {}>(
   name: string,
   schema: S,
-  options?: Options
-): Effect.Effect<NamedCache<S["Type"], S["DecodingServices"] | S["EncodingServices"]>, CacheError, Cache> =>
-  Cache.use((cache) => cache.make(name, schema, options))
+  options?: O
+): Effect.Effect<
+  NamedCache<S["Type"], S["DecodingServices"] | S["EncodingServices"]>,
+  CacheError,
+  Cache | Requirement<O>
+> => Cache.use((cache) => cache.make(name, schema, options))
 
 /** A load on its way, and how many callers wait for it. */
 interface Flight {
@@ -192,7 +239,32 @@ export const makeService: Effect.Effect<Cache["Service"], never, CacheStore | In
   function* () {
     const store = yield* CacheStore
     const { app } = yield* Instance
+    const scope = yield* Effect.scope
+    const { now } = yield* Timers.make
     const flights = new Map<string, Flight>()
+    /** By space: who writes without one still has to tell. */
+    const nears = new Map<string, NearCache.NearCache>()
+    const opening = yield* Semaphore.make(1)
+
+    const openNear = (
+      space: string,
+      prefix: string,
+      options: NearCache.Options
+    ): Effect.Effect<NearCache.NearCache, CacheError, PubSub.PubSub> =>
+      Effect.gen(function* () {
+        const open = nears.get(space)
+        if (open !== undefined) {
+          open.tighten(options)
+          return open
+        }
+        const pubsub = yield* PubSub.PubSub
+        const near = yield* Scope.provide(NearCache.open(store, pubsub, { prefix, space, now, options }), scope)
+        nears.set(space, near)
+        return near
+      }).pipe(
+        Effect.mapError(({ reason }) => wrapError(reason)),
+        Semaphore.withPermits(opening, 1)
+      )
 
     yield* Effect.addFinalizer(() =>
       Effect.forEach([...flights.values()], ({ fiber }) => awaitStop(fiber, "a cache load"), {
@@ -201,18 +273,34 @@ export const makeService: Effect.Effect<Cache["Service"], never, CacheStore | In
       })
     )
 
+    const makeCache = <A, R>(
+      name: string,
+      codec: Wire<A, R, R>,
+      options: Options
+    ): Effect.Effect<NamedCache<A, R>, CacheError, PubSub.PubSub> =>
+      Effect.suspend(() => {
+        const ttl = options.ttl === undefined ? undefined : readTtl(options.ttl)
+        const near = readNear(options.near)
+        const prefix = options.prefix ?? name
+        const invalid =
+          Validate.name("name", name) ??
+          Validate.name("prefix", prefix) ??
+          Validate.invalidOf(ttl) ??
+          Validate.invalidOf(near)
+        if (invalid !== undefined) return fail(invalid)
+        const space = Validate.address(app, "cache", prefix)
+        const named = (near: NearCache.NearCache | undefined) =>
+          makeNamed(store, flights, nears, near, name, space, codec, ttl as Ttl)
+        // Memory is as near as it gets.
+        return near === undefined || store.system === "memory"
+          ? Effect.succeed(named(undefined))
+          : Effect.map(openNear(space, prefix, near as NearCache.Options), named)
+      })
+
     return Cache.of({
-      make: (name, schema, options) =>
-        Effect.suspend(() => {
-          const ttl = options?.ttl === undefined ? undefined : readTtl(options.ttl)
-          const prefix = options?.prefix ?? name
-          const invalid = Validate.name("name", name) ?? Validate.name("prefix", prefix) ?? Validate.invalidOf(ttl)
-          return invalid === undefined
-            ? Effect.succeed(
-                makeNamed(store, flights, name, Validate.address(app, "cache", prefix), wire(schema), ttl as Ttl)
-              )
-            : fail(invalid)
-        })
+      // PubSub is only asked for by what `Requirement` says that it requires it.
+      make: ((name: string, schema: Schema.Constraint, options: Options = {}) =>
+        makeCache(name, wire(schema), options)) as Cache["Service"]["make"]
     })
   }
 )
@@ -226,10 +314,20 @@ const readTtl = (input: Duration.Input): Ttl | InvalidInput => {
   const ttl = Validate.millis("ttl", input, { infinity: true })
   return ttl === Number.POSITIVE_INFINITY ? undefined : ttl
 }
+const readNear = (input: Options["near"]): NearCache.Options | InvalidInput | undefined => {
+  if (input === undefined || input === false) return undefined
+  const options: NearOptions = input === true ? {} : input
+  const capacity = Validate.integer("near.capacity", options.capacity ?? 10_000, 1)
+  const ttl = Validate.millis("near.ttl", options.ttl ?? "10 seconds")
+  if (typeof capacity !== "number") return capacity
+  return typeof ttl === "number" ? { capacity, ttl } : ttl
+}
 
 const makeNamed = <A, R>(
   store: CacheStore["Service"],
   flights: Map<string, Flight>,
+  nears: ReadonlyMap<string, NearCache.NearCache>,
+  near: NearCache.NearCache | undefined,
   name: string,
   space: string,
   codec: Wire<A, R, R>,
@@ -237,6 +335,8 @@ const makeNamed = <A, R>(
 ): NamedCache<A, R> => {
   const ttlOf = (options: SetOptions | undefined): Ttl | InvalidInput =>
     options?.ttl === undefined ? defaultTtl : readTtl(options.ttl)
+  /** Whether payloads are read many times, and not once each. */
+  const keepsPayloads = near !== undefined || store.system === "memory"
 
   /** One operation of the store, with its span and its error. */
   const operation = <B>(
@@ -253,9 +353,14 @@ const makeNamed = <A, R>(
   /** Decodes a hit; what does not decode is a miss. */
   const read = (key: string, payload: Payload | undefined): Effect.Effect<Option.Option<A>, never, R> => {
     if (payload === undefined) return Effect.succeedNone
-    const value = codec.read(payload)
-    if (value !== undecided) return Exit.succeed(Option.some(value))
-    return Effect.catch(Effect.asSome(codec.decode(payload)), (error) =>
+    if (keepsPayloads) {
+      const value = codec.read(payload)
+      if (value !== undecided) return Exit.succeed(Option.some(value))
+    }
+    const decoded = codec.decode(payload)
+    const known = settled(decoded)
+    if (known !== undefined) return Exit.succeed(Option.some(known.value))
+    return Effect.catch(Effect.asSome(decoded), (error) =>
       Effect.logWarning("Cached value does not decode; taken as a miss", error).pipe(
         Effect.annotateLogs({ cache: name, key }),
         Effect.andThen(Metric.update(Metrics.cacheUndecodable, 1)),
@@ -264,11 +369,29 @@ const makeNamed = <A, R>(
     )
   }
 
+  /** What is near, or else what the store has. */
+  const find = (key: string): Effect.Effect<Payload | undefined, Unavailable> =>
+    near === undefined
+      ? store.get(space, key)
+      : (near.get(key) ?? Effect.map(near.load([key]), (payloads) => payloads[0]))
+
+  const findMany = (keys: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<Payload | undefined>, Unavailable> => {
+    if (near === undefined) return store.getMany(space, keys)
+    const found = new Map<string, Payload | undefined>(keys.map((key) => [key, near.get(key)?.value]))
+    const missing = [...found.keys()].filter((key) => found.get(key) === undefined)
+    const answer = () => keys.map((key) => found.get(key))
+    if (missing.length === 0) return Exit.succeed(answer())
+    return Effect.map(near.load(missing), (payloads) => {
+      for (const [i, key] of missing.entries()) found.set(key, payloads[i])
+      return answer()
+    })
+  }
+
   const get = (key: string): Effect.Effect<Option.Option<A>, CacheError, R> =>
     Effect.suspend(() => {
       const invalid = Validate.key(key)
       if (invalid !== undefined) return fail(invalid)
-      const found = store.get(space, key)
+      const found = find(key)
       const known = settled(found)
       return known === undefined
         ? Effect.flatMap(operation("get", key, found), (payload) => read(key, payload))
@@ -303,7 +426,11 @@ const makeNamed = <A, R>(
           }
         }
         const payload = yield* Effect.mapError(codec.encode("value", value), wrapError)
-        yield* Effect.catch(operation("fill", key, store.fill(space, key, reservation, payload, ttl)), bypassed(key))
+        const filled = operation("fill", key, store.fill(space, key, reservation, payload, ttl))
+        // Where it may have been stored, others may hold what was there before.
+        if (yield* Effect.catch(filled, bypassed(key)).pipe(Effect.map((stored) => stored !== false))) {
+          nears.get(space)?.changed([key])
+        }
         return value
       }).pipe(Effect.onError(() => Effect.ignore(giveBack)))
     })
@@ -411,8 +538,18 @@ const makeNamed = <A, R>(
       for (const id of ids) flights.delete(id)
     }
     const written = operation(name, keys === "all" ? undefined : keys[0], run)
-    if (settled(written) === undefined) return Effect.ensuring(written, Effect.sync(detach))
+    if (settled(written) === undefined) {
+      nears.get(space)?.drop(keys)
+      return Effect.ensuring(
+        written,
+        Effect.sync(() => {
+          detach()
+          nears.get(space)?.changed(keys)
+        })
+      )
+    }
     detach()
+    nears.get(space)?.changed(keys)
     return written
   }
 
@@ -462,7 +599,7 @@ const makeNamed = <A, R>(
     reset: Effect.suspend(() => write("reset", "all", store.reset(space))),
     mget: (keys) =>
       guarded(keys, undefined, () =>
-        Effect.flatMap(operation("mget", undefined, store.getMany(space, keys)), (payloads) =>
+        Effect.flatMap(operation("mget", undefined, findMany(keys)), (payloads) =>
           Effect.forEach(payloads, (payload, i) => read(keys[i]!, payload))
         )
       ),
@@ -502,7 +639,7 @@ const makeNamed = <A, R>(
         const ttl = ttlOf(options)
         const invalid = Validate.key(key) ?? Validate.invalidOf(ttl)
         if (invalid !== undefined) return fail(invalid)
-        const found = store.get(space, key)
+        const found = find(key)
         const hit = hitOf(found)
         if (hit !== undecided) return Exit.succeed(hit)
         return loadOnce(key, found, load, ttl as Ttl, options?.exclusive === true)
@@ -511,9 +648,7 @@ const makeNamed = <A, R>(
       options?.useCache === false
         ? guarded([key], options, () => load)
         : guarded([key], options, (ttl) =>
-            through(key, store.get(space, key), (degraded) =>
-              loadAndFill(key, load, ttl, options?.isCacheable, degraded)
-            )
+            through(key, find(key), (degraded) => loadAndFill(key, load, ttl, options?.isCacheable, degraded))
           )
   }
   return self

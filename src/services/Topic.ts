@@ -17,7 +17,7 @@ import type { InvalidInput } from "./Reason.ts"
 export interface Topic<A, RD = never, RE = never> {
   readonly channel: string
   /** Keeps the channels of what is built on broadcast apart from the users'. */
-  readonly kind: "topic" | "sync" | "announcements"
+  readonly kind: "topic" | "sync" | "announcements" | "cache"
   readonly wire: Wire<A, RD, RE>
   /** Why the declaration cannot be used, if it cannot; reported by the first use. */
   readonly invalid: InvalidInput | undefined
@@ -32,7 +32,7 @@ export const make = <S extends Schema.Constraint>(
   channel: string,
   schema: S,
   /** @internal */
-  kind: "topic" | "sync" | "announcements" = "topic"
+  kind: "topic" | "sync" | "announcements" | "cache" = "topic"
 ): Topic<S["Type"], S["DecodingServices"], S["EncodingServices"]> => ({
   channel,
   kind,

@@ -1,5 +1,6 @@
 /** The contract of `Cache` (design §4.1), for every backend. */
 import { assert, describe, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -8,7 +9,7 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import { Cache, Lock, Metrics } from "../../src/index.ts"
-import type { Backend, TestInstance } from "./Backend.ts"
+import { type Backend, eventually, type TestInstance } from "./Backend.ts"
 import { counting, type LogEntry, support } from "./support.ts"
 
 const numbers = (instance: TestInstance, options?: Cache.Options) =>
@@ -95,6 +96,10 @@ const oddKeys = [
   " ",
   "\n",
   "é🎉",
+  "\ud800",
+  "\udc00",
+  "\ufffd",
+  "\u0001%d800",
   "__proto__",
   "constructor",
   "x".repeat(10_240)
@@ -111,7 +116,7 @@ const badTtls: ReadonlyArray<readonly [string, Duration.Input]> = [
 export const suite = (backend: Backend): void => {
   const { scenario, test, within } = support(backend)
   /** Lets what was just started reach the backend. */
-  const settle = backend.advance("30 millis")
+  const settle = backend.advance("100 millis")
 
   describe(`Cache on ${backend.name}`, () => {
     describe("values", () => {
@@ -1003,6 +1008,122 @@ export const suite = (backend: Backend): void => {
         }))
     })
 
+    describe("near", () => {
+      const nearOn = (instance: TestInstance, options?: Cache.Options) => numbers(instance, { near: true, ...options })
+
+      /** Waits until an instance reads what it should; how long that takes is the broadcast's. */
+      const reads = (cache: Cache.NamedCache<number>, key: string, expected: number | undefined) =>
+        eventually(
+          backend,
+          Effect.map(cache.get(key), (value) => Option.getOrUndefined(value) === expected),
+          `${key} is ${expected}`,
+          { step: "10 millis" }
+        )
+
+      const changes: ReadonlyArray<
+        readonly [
+          name: string,
+          change: (cache: Cache.NamedCache<number>) => Effect.Effect<unknown, Cache.CacheError>,
+          expected: number | undefined
+        ]
+      > = [
+        ["set", (cache) => cache.set("k", 2), 2],
+        ["mset", (cache) => cache.mset(new Map([["k", 2]])), 2],
+        ["del", (cache) => cache.del("k"), undefined],
+        ["mdel", (cache) => cache.mdel(["other", "k"]), undefined],
+        ["reset", (cache) => cache.reset, undefined],
+        ["del and wrap", (cache) => Effect.andThen(cache.del("k"), cache.wrap("k", Effect.succeed(2))), 2],
+        [
+          "mset of thousands",
+          (cache) => cache.mset(Array.from({ length: 3_000 }, (_, i) => [i === 2_000 ? "k" : `${i}`, 2] as const)),
+          2
+        ]
+      ]
+      for (const [name, change, expected] of changes) {
+        test(`a ${name} is read at once where it happened, and soon everywhere`, (cluster) =>
+          Effect.gen(function* () {
+            const instances = [yield* cluster.instance(), yield* cluster.instance(), yield* cluster.instance()]
+            const [a, b, c] = yield* Effect.forEach(instances, (instance) =>
+              nearOn(instance, { near: { ttl: "1 hour" } })
+            )
+            for (const changed of [a!, b!]) {
+              yield* c!.set("k", 1)
+              for (const cache of [a!, b!, c!]) yield* reads(cache, "k", 1)
+              for (const cache of [a!, b!, c!])
+                assert.deepStrictEqual(yield* cache.mget(["k", "k"]), [Option.some(1), Option.some(1)])
+              yield* change(changed)
+              assert.deepStrictEqual(yield* changed.get("k"), Option.fromUndefinedOr(expected))
+              for (const cache of [a!, b!, c!]) yield* reads(cache, "k", expected)
+              assert.deepStrictEqual(yield* b!.mget(["none", "k"]), [Option.none(), Option.fromUndefinedOr(expected)])
+            }
+          }))
+      }
+
+      test("a write through a cache that is not near is told, too, where it is near as well", (cluster) =>
+        Effect.gen(function* () {
+          const a = yield* cluster.instance()
+          const b = yield* nearOn(yield* cluster.instance(), { near: { ttl: "1 hour" } })
+          const plain = yield* numbers(a)
+          const near = yield* nearOn(a, { near: { ttl: "1 hour" } })
+          yield* plain.set("k", 1)
+          for (const cache of [near, b]) yield* reads(cache, "k", 1)
+          yield* plain.set("k", 2)
+          assert.deepStrictEqual(yield* near.get("k"), Option.some(2))
+          yield* reads(b, "k", 2)
+        }))
+
+      test("an entry that has expired is as good as none", (cluster) =>
+        Effect.gen(function* () {
+          const a = yield* nearOn(yield* cluster.instance())
+          const b = yield* nearOn(yield* cluster.instance())
+          yield* a.set("k", 1, { ttl: "1 second" })
+          for (const cache of [a, b]) assert.deepStrictEqual(yield* cache.get("k"), Option.some(1))
+          yield* backend.advance("500 millis")
+          for (const cache of [a, b]) assert.strictEqual(yield* cache.wrap("k", Effect.succeed(2)), 1)
+          yield* backend.advance("700 millis")
+          for (const cache of [a, b]) {
+            assert.deepStrictEqual(yield* cache.get("k"), Option.none())
+            assert.deepStrictEqual(yield* cache.mget(["k"]), [Option.none()])
+          }
+          assert.strictEqual(yield* a.wrap("k", Effect.succeed(2)), 2)
+        }))
+
+      test("what is near is each caller's own", (cluster) =>
+        Effect.gen(function* () {
+          const List = Schema.Struct({ list: Schema.Array(Schema.Struct({ n: Schema.Number })) })
+          const cache = yield* (yield* cluster.instance()).run(Cache.make("lists", List, { near: true }))
+          yield* cache.set("k", { list: [{ n: 1 }] })
+          for (let i = 0; i < 5; i++) {
+            const value = Option.getOrThrow(yield* cache.get("k"))
+            assert.deepStrictEqual(value, { list: [{ n: 1 }] })
+            Object.assign(value.list[0]!, { n: 2 })
+          }
+        }))
+
+      test('0, false, "" and null are values, not misses', (cluster) =>
+        Effect.gen(function* () {
+          const cache = yield* (yield* cluster.instance()).run(Cache.make("falsy", Falsy, { near: true }))
+          for (const value of falsy) {
+            yield* cache.set("k", value)
+            for (let i = 0; i < 3; i++) {
+              assert.deepStrictEqual(yield* cache.get("k"), Option.some(value))
+              assert.strictEqual(yield* cache.wrap("k", Effect.succeed("loaded")), value)
+            }
+          }
+        }))
+
+      test("a capacity or ttl that makes no sense is refused", (cluster) =>
+        Effect.gen(function* () {
+          const instance = yield* cluster.instance()
+          for (const capacity of [0, -1, 1.5, Number.NaN]) {
+            yield* refused(nearOn(instance, { near: { capacity } }), "near.capacity")
+          }
+          for (const ttl of [0, -1, Number.NaN, Number.POSITIVE_INFINITY, "soon" as "1 second"]) {
+            yield* refused(nearOn(instance, { near: { ttl } }), "near.ttl")
+          }
+        }))
+    })
+
     describe("without its backend", () => {
       /** An instance that was cut off, and one that was not. */
       const cut = (cluster: Parameters<Parameters<typeof scenario>[0]>[0]) =>
@@ -1111,10 +1232,13 @@ export const suite = (backend: Backend): void => {
               yield* (yield* cluster.instance()).run(Cache.make("model", Schema.NullOr(Schema.Number)))
             ]
             const model = new Model()
+            const begin = yield* Clock.currentTimeMillis
             for (const step of steps) {
               if (step.op === "advance") {
                 model.now++
-                yield* backend.advance(tick)
+                // What the steps take does not add up over the ticks.
+                const passed = (yield* Clock.currentTimeMillis) - begin
+                yield* backend.advance(Math.max(model.now * tick - passed, 0))
               } else {
                 const actual = yield* perform(caches[step.on]!, step)
                 assert.deepStrictEqual(actual, model.perform(step), JSON.stringify(step))
@@ -1128,8 +1252,8 @@ export const suite = (backend: Backend): void => {
 }
 
 /** Time passes in ticks; ttls end between two of them, so that no answer depends on how fast the backend is. */
-const tick = "200 millis"
-const ttlOf = (ticks: number | null): Cache.SetOptions => (ticks === null ? {} : { ttl: ticks * 200 - 100 })
+const tick = 400
+const ttlOf = (ticks: number | null): Cache.SetOptions => (ticks === null ? {} : { ttl: (ticks - 0.5) * tick })
 
 const On = Schema.Literals([0, 1])
 const Key = Schema.Literals(["a", "b", "c", "a*", "a:b", "["])

@@ -104,3 +104,16 @@ export const withoutLock: Effect.Effect<string, Cache.CacheError, Cache.Cache> =
   Cache.make("names", Schema.String),
   (cache) => cache.wrap("key", Effect.succeed("value"), { exclusive: true })
 )
+
+// --- a near cache needs PubSub, the other does not ---
+
+const far = Cache.make("names", Schema.String, { ttl: "1 minute" })
+assertEqual<RequirementsOf<typeof far>, Cache.Cache>(true)
+const notNear = Cache.make("names", Schema.String, { near: false })
+assertEqual<RequirementsOf<typeof notNear>, Cache.Cache>(true)
+const near = Cache.make("names", Schema.String, { near: true, ttl: "1 minute" })
+assertEqual<RequirementsOf<typeof near>, Cache.Cache | PubSub.PubSub>(true)
+const nearWith = Cache.make("names", Schema.String, { near: { ttl: "1 second" } })
+assertEqual<RequirementsOf<typeof nearWith>, Cache.Cache | PubSub.PubSub>(true)
+const maybeNear = Cache.make("names", Schema.String, {} as Cache.Options)
+assertEqual<RequirementsOf<typeof maybeNear>, Cache.Cache | PubSub.PubSub>(true)
