@@ -11,7 +11,10 @@
  *
  * @since 0.1.0
  */
+import * as Config from "effect/Config"
+import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Cache from "../services/Cache.ts"
 import type { CacheStore } from "../services/CacheStore.ts"
 import * as EventQueue from "../services/EventQueue.ts"
@@ -28,6 +31,8 @@ import * as MemoryEventQueueStore from "./memory/MemoryEventQueueStore.ts"
 import * as MemoryHub from "./memory/MemoryHub.ts"
 import * as MemoryLockStore from "./memory/MemoryLockStore.ts"
 import * as MemoryPubSubTransport from "./memory/MemoryPubSubTransport.ts"
+import type { RedisConnection } from "./redis/RedisConnection.ts"
+import type { RedisOptions } from "./redis/RedisOptions.ts"
 
 /**
  * The services a plugin may require.
@@ -86,3 +91,52 @@ export const layerMemory = (
     Layer.provide(options.hub === undefined ? MemoryHub.layer : Layer.succeed(MemoryHub.MemoryHub, options.hub)),
     Layer.provideMerge(Instance.layer(options))
   )
+
+/**
+ * Options of {@link layerRedis}.
+ *
+ * @since 0.2.0
+ */
+export interface RedisLayerOptions extends Instance.Options, RedisOptions {}
+
+/**
+ * Everything on Redis: one server, a master behind Sentinels, or a Redis Cluster. The connection is there for
+ * other use as well, such as `RedisPersistence`.
+ *
+ * Unless `lazy`, the layer fails with `Unavailable` when Redis is not reached within `timeout`.
+ * ioredis is loaded when the layer is built.
+ *
+ * @since 0.2.0
+ */
+export const layerRedis = (
+  options: RedisLayerOptions = {}
+): Layer.Layer<Services | RedisConnection, SyncMessage.SyncMessageError | InvalidInput | Unavailable> => {
+  const stores = Effect.promise(() => import("./redis/index.ts")).pipe(
+    Effect.map((redis) => Layer.provideMerge(redis.layerStores, redis.RedisConnection.layer(options))),
+    Layer.unwrap
+  )
+  return layer.pipe(Layer.provideMerge(stores), Layer.provideMerge(Instance.layer(options)))
+}
+
+/**
+ * What the environment says: `COHORT_BACKEND` (`memory`, the default, or `redis`), `COHORT_APP` (default `app`),
+ * `COHORT_INSTANCE` (default: random); and for Redis what `RedisOptions.config` reads (`REDIS_URL`, …).
+ *
+ * @since 0.2.0
+ */
+export const layerConfig: Layer.Layer<
+  Services,
+  Config.ConfigError | SyncMessage.SyncMessageError | InvalidInput | Unavailable
+> = Layer.unwrap(
+  Effect.gen(function* () {
+    const { app, backend, id } = yield* Config.all({
+      backend: Config.withDefault(Config.Literals(["memory", "redis"], "COHORT_BACKEND"), "memory"),
+      app: Config.option(Config.String("COHORT_APP")),
+      id: Config.option(Config.String("COHORT_INSTANCE"))
+    })
+    const instance = { app: Option.getOrUndefined(app), id: Option.getOrUndefined(id) }
+    if (backend === "memory") return layerMemory(instance)
+    const { RedisOptions } = yield* Effect.promise(() => import("./redis/index.ts"))
+    return layerRedis({ ...instance, ...(yield* RedisOptions.config) })
+  })
+)

@@ -1,0 +1,325 @@
+/**
+ * The scripts of `RedisEventQueueStore`. Time is that of Redis.
+ *
+ * What a queue is made of, all in one hash slot:
+ *
+ * - `jobs`, a hash: id to record, `<publishedAt> <timeout> <maxRetries> <keepId> <payload>`.
+ *   Every living job is in it, and in one of the next three.
+ * - `ready`, a list: ids, first come first.
+ * - `delayed`, a sorted set: ids by when they are due (Unix ms).
+ * - `held`, a sorted set: ids that workers have, by the end of the lease (Unix ms).
+ * - `claims`, a hash: id to `<attempts> <token>` for jobs that were ever taken; the token is `-` while
+ *   nobody has the job. An attempt counts from when it is started, not from when the job is taken.
+ * - `errors`, a hash: id to the JSON `[first, last]`.
+ * - `ended`, a sorted set: ids that still deduplicate, by until when (Unix ms).
+ * - `dead`, a sorted set: ids of dead letters in the order of their deaths.
+ * - `letters`, a hash: id to the JSON `[record, attempts, reason, first error, last error, diedAt]`.
+ * - `idle`: there while a worker has found nothing since the last wake-up.
+ *
+ * Workers are told on the wake channel when there is something new, if one of them is idle.
+ */
+import * as RedisScript from "./RedisScript.ts"
+
+/** The keys of a queue, in the order in which every script expects them. */
+export const keys = (base: string): ReadonlyArray<string> =>
+  ["jobs", "ready", "delayed", "held", "claims", "errors", "ended", "dead", "letters", "idle"].map(
+    (name) => `${base}:${name}`
+  )
+
+/** Where the dead letters are among them. */
+export const lettersKey = 8
+
+/** How many jobs come back from lost workers, or from their delay, in one take. */
+const mostDue = 500
+
+const prelude = `
+local jobs, ready, delayed, held, claims, errors, ended, dead, letters, idle = unpack(KEYS)
+local call = redis.call
+local time = call('time')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function int(n) return string.format('%.0f', n) end
+local function wake(channel)
+  if call('del', idle) == 1 then call('publish', channel, '') end
+end
+`
+
+/**
+ * ARGV: wake channel, then id, delay (ms) and record without its `publishedAt` of each job.
+ * Returns a `1` for each that was taken in, a `0` for each whose id is known.
+ */
+export const publish = RedisScript.make(`${prelude}
+local published = int(now) .. ' '
+local remembers = call('exists', ended) == 1
+if remembers then call('zremrangebyscore', ended, '-inf', int(now)) end
+local fresh, results, count = {}, {}, 0
+for i = 2, #ARGV, 3 do
+  local id = ARGV[i]
+  local known = remembers and call('zscore', ended, id)
+  if known or call('hsetnx', jobs, id, published .. ARGV[i + 2]) == 0 then
+    results[#results + 1] = '0'
+  else
+    results[#results + 1] = '1'
+    count = count + 1
+    if ARGV[i + 1] == '0' then
+      fresh[#fresh + 1] = id
+    else
+      call('zadd', delayed, int(now + ARGV[i + 1]), id)
+    end
+  end
+end
+if #fresh > 0 then call('rpush', ready, unpack(fresh)) end
+if count > 0 then wake(ARGV[1]) end
+return table.concat(results)`)
+
+/**
+ * Gives jobs to a worker, which has not started them.
+ *
+ * ARGV: how many, lease (ms), token.
+ * Returns the milliseconds until more may be there (`-1` when nothing is known to come), then id, record and
+ * history of each job: `''`, or `<attempts> <last error>`. When it found fewer than asked for, the queue counts as idle.
+ */
+export const take = RedisScript.make(`${prelude}
+local lost = call('zrangebyscore', held, '-inf', int(now), 'limit', 0, ${mostDue})
+if #lost > 0 then
+  call('zrem', held, unpack(lost))
+  local had = call('hmget', claims, unpack(lost))
+  for i = #lost, 1, -1 do
+    call('lpush', ready, lost[i])
+    call('hset', claims, lost[i], string.match(had[i] or '0', '^%d+') .. ' -')
+  end
+end
+local due = call('zrangebyscore', delayed, '-inf', int(now), 'limit', 0, ${mostDue})
+if #due > 0 then
+  call('zrem', delayed, unpack(due))
+  call('rpush', ready, unpack(due))
+end
+local ids = call('lpop', ready, ARGV[1]) or {}
+local reply = {-1}
+if #ids > 0 then
+  local records, had = call('hmget', jobs, unpack(ids)), call('hmget', claims, unpack(ids))
+  local ends, mine, leases = int(now + ARGV[2]), {}, {}
+  for i, id in ipairs(ids) do
+    if records[i] then
+      local attempts, history = '0', ''
+      if had[i] then
+        attempts = string.match(had[i], '^%d+')
+        local texts = call('hget', errors, id)
+        history = attempts .. (texts and ' ' .. cjson.decode(texts)[2] or '')
+      end
+      local n = #mine
+      mine[n + 1], mine[n + 2] = id, attempts .. ' ' .. ARGV[3]
+      leases[n + 1], leases[n + 2] = ends, id
+      n = #reply
+      reply[n + 1], reply[n + 2], reply[n + 3] = id, records[i], history
+    end
+  end
+  if #mine > 0 then
+    call('hset', claims, unpack(mine))
+    call('zadd', held, unpack(leases))
+  end
+end
+if #ids < tonumber(ARGV[1]) then
+  call('set', idle, '')
+  local first, lease = call('zrange', delayed, 0, 0, 'withscores')[2], call('zrange', held, 0, 0, 'withscores')[2]
+  local next = math.min(tonumber(first or math.huge), tonumber(lease or math.huge))
+  if next < math.huge then reply[1] = math.max(next - now, 0) end
+end
+return reply`)
+
+/**
+ * What workers do with the jobs that they have. What does not fit the claim is refused.
+ *
+ * ARGV: lease (ms), wake channel, how many of each of the following, and then
+ * - starts: id, claim before, claim after
+ * - renewals: id, claim
+ * - acknowledgements: id, claim, keepId (ms)
+ * - the others: what, id, claim, delay (ms), keepId (ms), reason, error; where what is `return` (not started;
+ *   to the front), `release` (the attempt does not count; to the front without delay), `retry` or `bury`.
+ *
+ * Returns a `1` for each that was accepted and a `0` for each that was refused, in order.
+ */
+export const update = RedisScript.make(`${prelude}
+local lease, channel = tonumber(ARGV[1]), ARGV[2]
+local starts, renewals, acks, others = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local at, results = 7, {}
+local function note(accepted) results[#results + 1] = accepted and '1' or '0' end
+local function claimsOf(count, width)
+  local ids = {}
+  for i = 0, count - 1 do ids[i + 1] = ARGV[at + width * i] end
+  return call('hmget', claims, unpack(ids))
+end
+
+if starts > 0 then
+  local claimed, started = claimsOf(starts, 3), {}
+  for i = 1, starts do
+    local claim = claimed[i]
+    if claim == ARGV[at + 1] then
+      started[#started + 1] = ARGV[at]
+      started[#started + 1] = ARGV[at + 2]
+      note(true)
+    else
+      note(claim == ARGV[at + 2])
+    end
+    at = at + 3
+  end
+  if #started > 0 then call('hset', claims, unpack(started)) end
+end
+
+if renewals > 0 then
+  local claimed, leases, ends = claimsOf(renewals, 2), {}, int(now + lease)
+  for i = 1, renewals do
+    local mine = claimed[i] == ARGV[at + 1]
+    if mine then
+      leases[#leases + 1] = ends
+      leases[#leases + 1] = ARGV[at]
+    end
+    note(mine)
+    at = at + 2
+  end
+  if #leases > 0 then call('zadd', held, 'xx', unpack(leases)) end
+end
+
+if acks > 0 then
+  local claimed, done = claimsOf(acks, 3), {}
+  for i = 1, acks do
+    local mine = claimed[i] == ARGV[at + 1]
+    if mine then
+      done[#done + 1] = ARGV[at]
+      if ARGV[at + 2] ~= '0' then call('zadd', ended, int(now + ARGV[at + 2]), ARGV[at]) end
+    end
+    note(mine)
+    at = at + 3
+  end
+  if #done > 0 then
+    call('hdel', jobs, unpack(done))
+    call('hdel', claims, unpack(done))
+    call('zrem', held, unpack(done))
+    if call('exists', errors) == 1 then call('hdel', errors, unpack(done)) end
+  end
+end
+
+local function errorsOf(id, text)
+  local texts = call('hget', errors, id)
+  texts = texts and cjson.decode(texts) or {text, text}
+  return texts[1], text
+end
+
+local offered = false
+local function offer(id, delay, first)
+  offered = true
+  if delay ~= '0' then
+    call('zadd', delayed, int(now + delay), id)
+  else
+    call(first and 'lpush' or 'rpush', ready, id)
+  end
+end
+
+for i = 1, others do
+  local what, id, claim, delay, keepId, reason, text = unpack(ARGV, at, at + 6)
+  at = at + 7
+  local mine = call('hget', claims, id) == claim
+  note(mine)
+  if mine then
+    call('zrem', held, id)
+    local attempts = tonumber(string.match(claim, '^%d+'))
+    if what == 'bury' then
+      local first, last = errorsOf(id, text)
+      local order = call('zrevrange', dead, 0, 0, 'withscores')[2]
+      local record = call('hget', jobs, id)
+      if record then
+        call('zadd', dead, int(math.max(time[1] * 1000000 + time[2], tonumber(order or 0) + 1)), id)
+        call('hset', letters, id, cjson.encode({record, attempts, reason, first, last, int(now)}))
+      end
+      call('hdel', jobs, id)
+      call('hdel', claims, id)
+      call('hdel', errors, id)
+      if keepId ~= '0' then call('zadd', ended, int(now + keepId), id) end
+    else
+      if what == 'release' then attempts = attempts - 1 end
+      if attempts > 0 then
+        call('hset', claims, id, int(attempts) .. ' -')
+      else
+        call('hdel', claims, id)
+      end
+      if what == 'retry' then call('hset', errors, id, cjson.encode({errorsOf(id, text)})) end
+      offer(id, delay, what ~= 'retry')
+    end
+  end
+end
+if offered then wake(channel) end
+return table.concat(results)`)
+
+/** Returns how many are ready, delayed, with workers, and dead. */
+export const depth = RedisScript.make(
+  `${prelude}
+local lost, due = call('zcount', held, '-inf', int(now)), call('zcount', delayed, '-inf', int(now))
+return {
+  call('llen', ready) + lost + due,
+  call('zcard', delayed) - due,
+  call('zcard', held) - lost,
+  call('zcard', dead)
+}`,
+  { retry: true }
+)
+
+/** ARGV: offset, limit. Returns id and letter of each, oldest first. */
+export const deadLetters = RedisScript.make(
+  `${prelude}
+local ids = call('zrange', dead, ARGV[1], int(ARGV[1] + ARGV[2] - 1))
+local reply = {}
+if #ids > 0 then
+  local found = call('hmget', letters, unpack(ids))
+  for i, id in ipairs(ids) do
+    if found[i] then
+      reply[#reply + 1] = id
+      reply[#reply + 1] = found[i]
+    end
+  end
+end
+return reply`,
+  { retry: true }
+)
+
+/** Returns the order of the last death, `''` when nobody is dead. */
+export const lastDeath = RedisScript.make(
+  `${prelude}
+return call('zrevrange', dead, 0, 0, 'withscores')[2] or ''`,
+  { retry: true }
+)
+
+/**
+ * ARGV: wake channel, `redrive` or `discard`, then either `ids` and the ids, or `upTo`, the order of the last
+ * death that is meant, how many to look at, and how many to pass over.
+ * Returns how many it looked at, and how many it redrove or discarded. What lives under its id again is not redriven.
+ */
+export const empty = RedisScript.make(
+  `${prelude}
+local ids
+if ARGV[3] == 'ids' then
+  ids = {unpack(ARGV, 4)}
+else
+  ids = call('zrangebyscore', dead, '-inf', ARGV[4], 'limit', ARGV[6], ARGV[5])
+end
+local done, offered = {}, {}
+for _, id in ipairs(ids) do
+  local letter = call('hget', letters, id)
+  if letter then
+    if ARGV[2] == 'discard' then
+      done[#done + 1] = id
+    elseif call('hsetnx', jobs, id, cjson.decode(letter)[1]) == 1 then
+      done[#done + 1] = id
+      offered[#offered + 1] = id
+    end
+  end
+end
+if #done > 0 then
+  call('hdel', letters, unpack(done))
+  call('zrem', dead, unpack(done))
+end
+if #offered > 0 then
+  call('rpush', ready, unpack(offered))
+  wake(ARGV[1])
+end
+return {#ids, #done}`,
+  { retry: true }
+)

@@ -1,0 +1,408 @@
+/**
+ * A worker's hold on a queue in Redis.
+ *
+ * Jobs are taken from Redis ahead of their handlers, about as many as were handled
+ * in the last few milliseconds, so that a quick handler never waits for a round
+ * trip. A job that was taken ahead is not started: its attempt does not count, and
+ * it goes back when the handlers stop asking. A job is handed out once the mark
+ * that its attempt counts is with the operating system: it arrives even when the handler
+ * kills the process.
+ */
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type { Delivery, Outcome, Settlement, Worker } from "../../services/EventQueueStore.ts"
+import * as Timers from "../../services/internal/Timers.ts"
+import { Payload } from "../../services/Payload.ts"
+import type { Unavailable } from "../../services/Reason.ts"
+import * as perTurn from "./perTurn.ts"
+import type { RedisConnection } from "./RedisConnection.ts"
+import * as Scripts from "./RedisEventQueueScripts.ts"
+import { decodeKey, encodeKey, millis } from "./wire.ts"
+
+/** How much work to read ahead, in milliseconds of it, and in jobs. */
+const aheadMillis = 10
+const mostAhead = 500
+/** After which a job that was taken ahead goes back, when none was asked for since. */
+const giveBackMillis = 20
+/** Longest time between two takes of an idle worker, should a wake-up get lost. */
+const askAgainMillis = 5_000
+/** How many jobs one script works on. */
+const mostPerScript = 500
+
+/** What a delivery is known by. */
+interface Token {
+  /** Of the take that brought it. */
+  readonly take: string
+  readonly keepId: number
+}
+
+const tokenOf = (delivery: Delivery) => delivery.token as Token
+/** The claim before and after its start. */
+const heldClaim = (delivery: Delivery) => `${delivery.attempt - 1} ${tokenOf(delivery).take}`
+const startedClaim = (delivery: Delivery) => `${delivery.attempt} ${tokenOf(delivery).take}`
+
+/** Jobs of one take that are not started, and until when they may be. */
+interface Batch {
+  readonly deliveries: Array<Delivery>
+  readonly until: number
+}
+
+type What = "start" | "renew" | "ack" | "return" | Exclude<Outcome["_tag"], "ack">
+
+/** One wish for a job, and the answer that it is a part of. */
+interface Item {
+  readonly what: What
+  readonly delivery: Delivery
+  readonly outcome: Outcome | undefined
+  readonly index: number
+  readonly answer: Answer
+}
+
+interface Answer {
+  readonly accepted: Array<boolean>
+  left: number
+  readonly resume: (result: Exit.Exit<ReadonlyArray<boolean>, Unavailable>) => void
+}
+
+export class RedisQueueWorker implements Worker {
+  private readonly redis: RedisConnection["Service"]
+  private readonly timers: Timers.Timers
+  private readonly keys: ReadonlyArray<string>
+  private readonly channel: string
+  private readonly lease: number
+  private readonly mostAhead: number
+  private readonly nonce: string
+  private takes = 0
+
+  /** Taken ahead, first come first. */
+  private batches: Array<Batch> = []
+  private held = 0
+  /** Whether a take may find something. */
+  private maybe = true
+  private readonly waiting = new Set<() => void>()
+  private readonly dueTimer: Timers.Timer
+  /** The take that is under way: what waits for its end. */
+  private taking: Array<(result: Exit.Exit<void, Unavailable>) => void> | undefined
+
+  /** How many jobs to take ahead, and what that is derived from: how many were handed out since when. */
+  private ahead = 0
+  private handedOut = 0
+  private countedSince = Number.NEGATIVE_INFINITY
+  private lastHandOut = 0
+  private readonly idleTimer: Timers.Timer
+
+  /** Handed out, but whether the mark has arrived is not known. */
+  private unmarked: Array<Delivery> = []
+  private readonly updates: perTurn.PerTurn<Item>
+
+  constructor(
+    redis: RedisConnection["Service"],
+    timers: Timers.Timers,
+    options: {
+      readonly keys: ReadonlyArray<string>
+      readonly channel: string
+      readonly lease: number
+      readonly concurrency: number
+      /** Of this worker, among all of the queue. */
+      readonly nonce: string
+    }
+  ) {
+    this.redis = redis
+    this.timers = timers
+    this.keys = options.keys
+    this.channel = options.channel
+    this.lease = millis(options.lease)
+    this.nonce = options.nonce
+    this.mostAhead = Math.max(mostAhead, Math.min(2 * options.concurrency, 1_000))
+    this.dueTimer = new Call(() => this.wake())
+    this.idleTimer = new Call(() => this.onIdle())
+    this.updates = perTurn.make((items) => this.send(items), mostPerScript)
+  }
+
+  // --- being told ---
+
+  /** Something may have come. */
+  readonly wake = (): void => {
+    this.maybe = true
+    this.timers.cancel(this.dueTimer)
+    if (this.waiting.size === 0) return
+    const waiting = [...this.waiting]
+    this.waiting.clear()
+    for (const resume of waiting) resume()
+  }
+
+  readonly ready: Effect.Effect<void> = Effect.suspend(() =>
+    this.held > 0 || this.maybe
+      ? Exit.void
+      : Effect.callback<void>((resume) => {
+          const wake = () => resume(Exit.void)
+          this.waiting.add(wake)
+          return Effect.sync(() => this.waiting.delete(wake))
+        })
+  )
+
+  // --- taking ---
+
+  take(max: number): Effect.Effect<ReadonlyArray<Delivery>, Unavailable> {
+    if (this.held > 0) return this.handOut(max)
+    if (this.taking === undefined) {
+      if (!this.maybe) return Exit.succeed([])
+      this.read(max)
+    }
+    return Effect.flatMap(this.taken, () => (this.held > 0 ? this.handOut(max) : Exit.succeed([])))
+  }
+
+  /** The end of the take that is under way. */
+  private readonly taken = Effect.callback<void, Unavailable>((resume) => {
+    if (this.taking === undefined) resume(Exit.void)
+    else this.taking.push(resume)
+  })
+
+  /** Takes jobs, and some more ahead. */
+  private read(wanted: number): void {
+    const sent = this.timers.now()
+    const rate = this.handedOut / (sent - this.countedSince)
+    this.ahead = Math.floor(Math.min(this.mostAhead, 2 * this.ahead + 4, rate * aheadMillis))
+    this.handedOut = 0
+    this.countedSince = sent
+    const count = Math.min(wanted + this.ahead, 1_000)
+    if (count <= 0) return
+    const take = `${this.nonce}.${(this.takes++).toString(36)}`
+    const waiting: typeof this.taking = []
+    this.taking = waiting
+    // Until its end proves otherwise: what comes while it is under way is heard of by `wake`.
+    this.maybe = false
+    this.redis.requestRun<[number, ...Array<string>]>(Scripts.take, this.keys, [count, this.lease, take], (result) => {
+      this.taking = undefined
+      if (result._tag === "Failure") {
+        this.wake()
+        for (const resume of waiting) resume(Exit.failCause(result.cause))
+        return
+      }
+      const reply = result.value
+      const deliveries: Array<Delivery> = []
+      for (let i = 1; i < reply.length; i += 3) {
+        deliveries.push(read(reply[i] as string, reply[i + 1] as string, reply[i + 2] as string, take))
+      }
+      if (deliveries.length === count) this.maybe = true
+      else if (!this.maybe) {
+        const wait = reply[0] < 0 ? askAgainMillis : Math.min(reply[0] + 1, askAgainMillis)
+        this.timers.start(this.dueTimer, this.timers.now() + wait)
+      }
+      if (deliveries.length > 0) {
+        this.batches.push({ deliveries, until: sent + this.lease / 3 })
+        this.held += deliveries.length
+        this.lastHandOut = this.timers.now()
+        if (!this.idleTimer.pending) this.timers.start(this.idleTimer, this.lastHandOut + giveBackMillis)
+        const ready = [...this.waiting]
+        this.waiting.clear()
+        for (const resume of ready) resume()
+      }
+      for (const resume of waiting) resume(Exit.void)
+    })
+  }
+
+  /** Starts up to `max` of the jobs that were taken. */
+  private handOut(max: number): Effect.Effect<ReadonlyArray<Delivery>, Unavailable> {
+    const now = this.timers.now()
+    const out: Array<Delivery> = []
+    while (out.length < max && this.batches.length > 0) {
+      const { deliveries, until } = this.batches[0]!
+      if (until > now && deliveries.length > max - out.length) {
+        const part = deliveries.splice(0, max - out.length)
+        this.held -= part.length
+        for (const delivery of part) out.push(delivery)
+      } else {
+        this.batches.shift()
+        this.held -= deliveries.length
+        // The lease of others may end before it is first renewed: they come back with it.
+        if (until > now) for (const delivery of deliveries) out.push(delivery)
+      }
+    }
+    this.lastHandOut = now
+    this.handedOut += out.length
+    if (out.length === 0) return Exit.succeed(out)
+    let marked: Exit.Exit<ReadonlyArray<boolean>, Unavailable> | undefined
+    let whenMarked: ((result: Exit.Exit<ReadonlyArray<boolean>, Unavailable>) => void) | undefined
+    this.ask("start", out, undefined, (result) => {
+      if (result._tag === "Failure") this.unmarked.push(...out)
+      marked = result
+      whenMarked?.(result)
+    })
+    this.updates.flush()
+    if (this.maybe && this.taking === undefined && this.held <= this.ahead / 2) this.read(0)
+    if (this.redis.flush()) return Exit.succeed(out)
+    return Effect.map(
+      Effect.callback<ReadonlyArray<boolean>, Unavailable>((resume) => {
+        if (marked !== undefined) resume(marked)
+        else whenMarked = resume
+      }),
+      (accepted) => out.filter((_, i) => accepted[i])
+    )
+  }
+
+  /** Nobody asks for what was taken ahead: others shall have it. */
+  private onIdle(): void {
+    if (this.held === 0) return
+    const due = this.lastHandOut + giveBackMillis
+    if (due > this.timers.now()) return this.timers.start(this.idleTimer, due)
+    this.ahead = 0
+    this.giveBack(() => {})
+    // There is something, for whoever asks first.
+    this.maybe = true
+  }
+
+  private giveBack(resume: Answer["resume"]): void {
+    const deliveries = this.batches.flatMap((batch) => batch.deliveries).reverse()
+    this.batches = []
+    this.held = 0
+    this.ask("return", deliveries, undefined, resume)
+  }
+
+  readonly pause: Effect.Effect<void, Unavailable> = Effect.suspend(() => {
+    if (this.taking === undefined && this.held === 0) return Effect.void
+    return Effect.andThen(
+      Effect.ignore(this.taken),
+      Effect.callback<void, Unavailable>((resume) => {
+        if (this.held > 0) this.maybe = true
+        this.giveBack((result) => resume(Exit.asVoid(result)))
+      })
+    )
+  })
+
+  readonly close = (): void => {
+    this.timers.cancel(this.dueTimer)
+    this.timers.cancel(this.idleTimer)
+  }
+
+  // --- what becomes of them ---
+
+  renew(deliveries: ReadonlyArray<Delivery>): Effect.Effect<ReadonlyArray<boolean>, Unavailable> {
+    return Effect.callback((resume) => this.ask("renew", deliveries, undefined, resume))
+  }
+
+  settle(settlements: ReadonlyArray<Settlement>): Effect.Effect<ReadonlyArray<boolean>, Unavailable> {
+    return Effect.callback((resume) => {
+      const answer: Answer = { accepted: [], left: settlements.length, resume }
+      for (const [index, { delivery, outcome }] of settlements.entries()) {
+        this.updates.add({ what: outcome._tag, delivery, outcome, index, answer })
+      }
+    })
+  }
+
+  private ask(
+    what: What,
+    deliveries: ReadonlyArray<Delivery>,
+    outcome: Outcome | undefined,
+    resume: Answer["resume"]
+  ): void {
+    if (deliveries.length === 0) return resume(Exit.succeed([]))
+    const answer: Answer = { accepted: [], left: deliveries.length, resume }
+    for (const [index, delivery] of deliveries.entries()) {
+      this.updates.add({ what, delivery, outcome, index, answer })
+    }
+  }
+
+  private send(items: Array<Item>): void {
+    if (this.unmarked.length > 0) {
+      const again = this.unmarked
+      this.unmarked = []
+      const answer: Answer = {
+        accepted: [],
+        left: again.length,
+        resume: (result) => {
+          if (result._tag === "Failure") this.unmarked.push(...again)
+        }
+      }
+      for (const [index, delivery] of again.entries()) {
+        items.push({ what: "start", delivery, outcome: undefined, index, answer })
+      }
+    }
+    const starts: Array<Item> = []
+    const renewals: Array<Item> = []
+    const acks: Array<Item> = []
+    const others: Array<Item> = []
+    for (const item of items) {
+      if (item.what === "start") starts.push(item)
+      else if (item.what === "renew") renewals.push(item)
+      else if (item.what === "ack") acks.push(item)
+      else others.push(item)
+    }
+    const args: Array<string | number> = [
+      this.lease,
+      this.channel,
+      starts.length,
+      renewals.length,
+      acks.length,
+      others.length
+    ]
+    for (const { delivery } of starts) {
+      args.push(encodeKey(delivery.id), heldClaim(delivery), startedClaim(delivery))
+    }
+    for (const { delivery } of renewals) args.push(encodeKey(delivery.id), startedClaim(delivery))
+    for (const { delivery } of acks) {
+      args.push(encodeKey(delivery.id), startedClaim(delivery), tokenOf(delivery).keepId)
+    }
+    for (const { delivery, outcome, what } of others) {
+      const claim = what === "return" ? heldClaim(delivery) : startedClaim(delivery)
+      const delay = outcome !== undefined && "delay" in outcome && outcome.delay > 0 ? millis(outcome.delay) : 0
+      const error = outcome !== undefined && "error" in outcome ? outcome.error : ""
+      const reason = outcome?._tag === "bury" ? outcome.reason : ""
+      args.push(what, encodeKey(delivery.id), claim, delay, tokenOf(delivery).keepId, reason, error)
+    }
+    this.redis.requestRun<string>(Scripts.update, this.keys, args, (result) => {
+      let i = 0
+      for (const part of [starts, renewals, acks, others]) {
+        for (const { answer, index } of part) {
+          if (result._tag === "Success") {
+            answer.accepted[index] = result.value.charCodeAt(i++) === 49
+            if (--answer.left === 0) answer.resume(Exit.succeed(answer.accepted))
+          } else if (answer.left > 0) {
+            answer.left = 0
+            answer.resume(Exit.failCause(result.cause))
+          }
+        }
+      }
+    })
+  }
+}
+
+class Call extends Timers.Timer {
+  override readonly run: () => void
+
+  constructor(run: () => void) {
+    super()
+    this.run = run
+  }
+}
+
+/** A delivery from what `take` returned. */
+const read = (id: string, record: string, history: string, take: string): Delivery => {
+  const [, timeout, maxRetries, keepId, payload] = readRecord(record)
+  const space = history.indexOf(" ")
+  const attempts = history === "" ? 0 : Number(space < 0 ? history : history.slice(0, space))
+  return {
+    id: decodeKey(id),
+    payload: Payload.fromJson(payload),
+    attempt: attempts + 1,
+    timeout,
+    maxRetries,
+    lastError: space < 0 ? undefined : history.slice(space + 1),
+    token: { take, keepId } satisfies Token
+  }
+}
+
+/** `publishedAt`, `timeout`, `maxRetries`, `keepId` and the payload. */
+export const readRecord = (record: string): readonly [number, number, number, number, string] => {
+  const a = record.indexOf(" ")
+  const b = record.indexOf(" ", a + 1)
+  const c = record.indexOf(" ", b + 1)
+  const d = record.indexOf(" ", c + 1)
+  return [
+    Number(record.slice(0, a)),
+    Number(record.slice(a + 1, b)),
+    Number(record.slice(b + 1, c)),
+    Number(record.slice(c + 1, d)),
+    record.slice(d + 1)
+  ]
+}
