@@ -2,6 +2,7 @@
  * What a contract suite needs of a backend: instances that share it, a way to let
  * time pass, and a way to cut an instance off.
  */
+import { describe } from "@effect/vitest"
 import type * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -45,7 +46,13 @@ export interface Backend {
   readonly advance: (duration: Duration.Input) => Effect.Effect<void>
   /** Anything the tests of this backend need in context. */
   readonly layer?: Layer.Layer<never>
+  /** Whether its tests, which mostly wait, run beside each other. */
+  readonly concurrent?: boolean
 }
+
+/** The tests of a suite on a backend. */
+export const describeOn = (backend: Backend, name: string, tests: () => void): void =>
+  describe(`${name} on ${backend.name}`, { concurrent: backend.concurrent ?? false }, tests)
 
 /** Waits until a condition holds, letting time pass in small steps; fails after `within`. */
 export const eventually = (

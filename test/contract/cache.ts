@@ -9,7 +9,7 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import { Cache, Lock, Metrics } from "../../src/index.ts"
-import { type Backend, eventually, type TestInstance } from "./Backend.ts"
+import { type Backend, describeOn, eventually, type TestInstance } from "./Backend.ts"
 import { counting, type LogEntry, support } from "./support.ts"
 
 const numbers = (instance: TestInstance, options?: Cache.Options) =>
@@ -118,7 +118,7 @@ export const suite = (backend: Backend): void => {
   /** Lets what was just started reach the backend. */
   const settle = backend.advance("100 millis")
 
-  describe(`Cache on ${backend.name}`, () => {
+  describeOn(backend, "Cache", () => {
     describe("values", () => {
       test("what one instance sets, every instance gets, as an Option", (cluster) =>
         Effect.gen(function* () {

@@ -12,7 +12,7 @@ import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import { TestClock } from "effect/testing"
 import { Lock } from "../../src/index.ts"
-import { type Backend, eventually, type TestBackend, type TestInstance } from "./Backend.ts"
+import { type Backend, describeOn, eventually, type TestBackend, type TestInstance } from "./Backend.ts"
 import { support } from "./support.ts"
 
 /** A lease in a scope of its own. */
@@ -127,7 +127,7 @@ export const suite = (backend: Backend): void => {
   const two = (cluster: TestBackend) => Effect.all([cluster.instance(), cluster.instance()])
   const three = (cluster: TestBackend) => Effect.all([cluster.instance(), cluster.instance(), cluster.instance()])
 
-  describe(`Lock on ${backend.name}`, () => {
+  describeOn(backend, "Lock", () => {
     describe("exclusion", () => {
       test("never two holders, on one instance or on many", (cluster) =>
         Effect.gen(function* () {

@@ -14,7 +14,7 @@ import * as SchemaGetter from "effect/SchemaGetter"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Metrics, PubSub, Topic } from "../../src/index.ts"
-import type { Backend, TestInstance } from "./Backend.ts"
+import { type Backend, describeOn, type TestInstance } from "./Backend.ts"
 import { counting, support } from "./support.ts"
 
 const Notes = Topic.make("notes", Schema.String)
@@ -70,7 +70,7 @@ export const suite = (backend: Backend): void => {
       for (const list of lists) list.splice(list.indexOf(marker), 1)
     })
 
-  describe(`PubSub on ${backend.name}`, () => {
+  describeOn(backend, "PubSub", () => {
     describe("who gets a message", () => {
       test("every subscriber on every other instance, and by default none on the sender's", (cluster) =>
         Effect.gen(function* () {
@@ -1209,7 +1209,7 @@ export const suite = (backend: Backend): void => {
 export const timing = (backend: Backend): void => {
   const { scenario } = support(backend)
 
-  describe(`PubSub in time on ${backend.name}`, () => {
+  describeOn(backend, "PubSub in time", () => {
     interface Pending {
       message: typeof Edit.Type
       due: number

@@ -18,7 +18,7 @@ import * as Schema from "effect/Schema"
 import * as SchemaTransformation from "effect/SchemaTransformation"
 import * as Scope from "effect/Scope"
 import { type Cohort, EventQueue, Job } from "../../src/index.ts"
-import { type Backend, eventually, type TestInstance } from "./Backend.ts"
+import { type Backend, describeOn, eventually, type TestInstance } from "./Backend.ts"
 
 const Numbered = Schema.Struct({ n: Schema.Number })
 type Numbered = typeof Numbered.Type
@@ -141,7 +141,7 @@ export const suite = (backend: Backend, options: { readonly propertyRuns?: numbe
       `${count} dead letters`
     )
 
-  describe(`EventQueue on ${backend.name}`, () => {
+  describeOn(backend, "EventQueue", () => {
     describe("publishing", () => {
       test("needs no subscription, neither here nor elsewhere: the job waits for one", () =>
         Effect.gen(function* () {
@@ -1412,6 +1412,12 @@ export const suite = (backend: Backend, options: { readonly propertyRuns?: numbe
           yield* publishAll(a, 5, { timeout: "1 minute" })
           yield* publish(a, 9, { delay: "1 minute" })
           yield* until("two run", () => runs.length === 3)
+          // A worker may have taken one ahead, which it gives back.
+          yield* eventually(
+            backend,
+            Effect.map(depth(b), ({ ready }) => ready === 3),
+            "three are ready"
+          )
           assert.deepStrictEqual(yield* depth(b), { ready: 3, delayed: 1, inFlight: 2, dead: 1 })
         }))
     })

@@ -9,7 +9,7 @@ import * as Schema from "effect/Schema"
 import * as SchemaGetter from "effect/SchemaGetter"
 import * as Scope from "effect/Scope"
 import { Metrics, PubSub, SyncMessage, Topic } from "../../src/index.ts"
-import type { Backend, TestInstance } from "./Backend.ts"
+import { type Backend, describeOn, type TestInstance } from "./Backend.ts"
 import { counting, support } from "./support.ts"
 
 const Changes = SyncMessage.make("changes", Schema.String)
@@ -65,7 +65,7 @@ export const suite = (backend: Backend): void => {
       yield* from.reconnect
     })
 
-  describe(`SyncMessage on ${backend.name}`, () => {
+  describeOn(backend, "SyncMessage", () => {
     describe("delivery", () => {
       test("reaches every receiver on every other instance, never the sender", (cluster) =>
         Effect.gen(function* () {

@@ -27,6 +27,7 @@ export const redisWith = (
 ): Backend => ({
   name,
   features: { savesQueue: true },
+  concurrent: true,
   advance: (duration) => Effect.provideService(Effect.sleep(duration), Clock.Clock, live),
   layer: Layer.succeed(Clock.Clock, live),
   make: Effect.gen(function* () {
