@@ -188,16 +188,18 @@ export const run = <A, RD, RE, R, R2>(
     const stop = (entry: Running, verdict: Exclude<Running["verdict"], undefined>) => {
       if (entry.verdict !== undefined || entry.fiber === undefined) return
       entry.verdict = verdict
-      timers.at(timers.now() + Duration.toMillis(stopGrace), () => {
-        if (entry.over) return
-        runFork(
-          logWarning("Job handler does not stop when interrupted; left behind").pipe(
-            Effect.annotateLogs({ job: entry.delivery.id, attempt: entry.delivery.attempt })
-          )
-        )
-        ended(entry, undefined)
-      })
+      timers.at(timers.now() + Duration.toMillis(stopGrace), () => leaveBehind(entry))
       entry.fiber.interruptUnsafe()
+    }
+
+    const leaveBehind = (entry: Running) => {
+      if (entry.over) return
+      runFork(
+        logWarning("Job handler does not stop when interrupted; left behind").pipe(
+          Effect.annotateLogs({ job: entry.delivery.id, attempt: entry.delivery.attempt })
+        )
+      )
+      ended(entry, undefined)
     }
 
     /** The end of an attempt; without an exit when its handler was left behind. */
@@ -350,8 +352,8 @@ export const run = <A, RD, RE, R, R2>(
         if (pump !== undefined) yield* awaitStop(pump, "The idle gate of a queue")
         yield* Effect.timeoutOption(allFree, shutdownTimeout as number)
         for (const entry of running) stop(entry, "shutdown")
-        // Handlers that ignore interruption are left behind by `stop` after its grace.
-        yield* Effect.timeoutOption(allFree, Duration.sum(stopGrace, Duration.millis(1)))
+        yield* Effect.timeoutOption(allFree, stopGrace)
+        for (const entry of running) leaveBehind(entry)
         yield* Effect.timeoutOption(Effect.repeat(allSettled, { while: () => finished.length > 0 }), stopGrace)
         // What an outage did not let through comes back with its lease.
         closed = true
