@@ -51,8 +51,9 @@ export interface Backend {
 }
 
 /** The tests of a suite on a backend. */
-export const describeOn = (backend: Backend, name: string, tests: () => void): void =>
+export const describeOn = (backend: Backend, name: string, tests: () => void): void => {
   describe(`${name} on ${backend.name}`, { concurrent: backend.concurrent ?? false }, tests)
+}
 
 /** Waits until a condition holds, letting time pass in small steps; fails after `within`. */
 export const eventually = (

@@ -8,8 +8,8 @@
  * - `ready`, a list: ids, first come first.
  * - `delayed`, a sorted set: ids by when they are due (Unix ms).
  * - `held`, a sorted set: ids that workers have, by the end of the lease (Unix ms).
- * - `claims`, a hash: id to `<attempts> <token>` for jobs that were ever taken; the token is `-` while
- *   nobody has the job. An attempt counts from when it is started, not from when the job is taken.
+ * - `claims`, a hash: id to `<attempts> <take>` for jobs that were ever taken, with a `+` once the attempt has
+ *   started and counts; `-` stands for the take while nobody has the job.
  * - `errors`, a hash: id to the JSON `[first, last]`.
  * - `ended`, a sorted set: ids that still deduplicate, by until when (Unix ms).
  * - `dead`, a sorted set: ids of dead letters in the order of their deaths.
@@ -72,11 +72,11 @@ if count > 0 then wake(ARGV[1]) end
 return table.concat(results)`)
 
 /**
- * Gives jobs to a worker, which has not started them.
+ * Gives jobs to a worker, which starts the first of them at once.
  *
- * ARGV: how many, lease (ms), token.
+ * ARGV: how many, lease (ms), name of the take, how many are started.
  * Returns the milliseconds until more may be there (`-1` when nothing is known to come), then id, record and
- * history of each job: `''`, or `<attempts> <last error>`. When it found fewer than asked for, the queue counts as idle.
+ * history of each job: `''`, or `<attempts before> <last error>`. When it found fewer than asked for, the queue counts as idle.
  */
 export const take = RedisScript.make(`${prelude}
 local lost = call('zrangebyscore', held, '-inf', int(now), 'limit', 0, ${mostDue})
@@ -97,7 +97,7 @@ local ids = call('lpop', ready, ARGV[1]) or {}
 local reply = {-1}
 if #ids > 0 then
   local records, had = call('hmget', jobs, unpack(ids)), call('hmget', claims, unpack(ids))
-  local ends, mine, leases = int(now + ARGV[2]), {}, {}
+  local ends, starts, mine, leases = int(now + ARGV[2]), 2 * ARGV[4], {}, {}
   for i, id in ipairs(ids) do
     if records[i] then
       local attempts, history = '0', ''
@@ -107,7 +107,9 @@ if #ids > 0 then
         history = attempts .. (texts and ' ' .. cjson.decode(texts)[2] or '')
       end
       local n = #mine
-      mine[n + 1], mine[n + 2] = id, attempts .. ' ' .. ARGV[3]
+      local claim = attempts .. ' ' .. ARGV[3]
+      if n < starts then claim = int(attempts + 1) .. ' ' .. ARGV[3] .. '+' end
+      mine[n + 1], mine[n + 2] = id, claim
       leases[n + 1], leases[n + 2] = ends, id
       n = #reply
       reply[n + 1], reply[n + 2], reply[n + 3] = id, records[i], history
@@ -125,6 +127,31 @@ if #ids < tonumber(ARGV[1]) then
   if next < math.huge then reply[1] = math.max(next - now, 0) end
 end
 return reply`)
+
+/**
+ * Gives back what was taken by takes whose replies got lost, as it was.
+ *
+ * ARGV: wake channel, and the names of the takes.
+ */
+export const abandon = RedisScript.make(
+  `${prelude}
+local ids = call('zrange', held, 0, -1)
+local found = false
+for i = #ids, 1, -1 do
+  local id = ids[i]
+  local attempts, take, started = string.match(call('hget', claims, id) or '', '^(%d+) ([^+]*)(+?)$')
+  for t = 2, #ARGV do
+    if take == ARGV[t] then
+      found = true
+      call('zrem', held, id)
+      call('hset', claims, id, int(attempts - #started) .. ' -')
+      call('lpush', ready, id)
+    end
+  end
+end
+if found then wake(ARGV[1]) end`,
+  { retry: true }
+)
 
 /**
  * What workers do with the jobs that they have. What does not fit the claim is refused.

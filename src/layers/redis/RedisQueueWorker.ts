@@ -4,9 +4,9 @@
  * Jobs are taken from Redis ahead of their handlers, about as many as were handled
  * in the last few milliseconds, so that a quick handler never waits for a round
  * trip. A job that was taken ahead is not started: its attempt does not count, and
- * it goes back when the handlers stop asking. A job is handed out once the mark
- * that its attempt counts is with the operating system: it arrives even when the handler
- * kills the process.
+ * it goes back when the handlers stop asking. It is handed out once the mark that
+ * its attempt counts is with the operating system: that arrives even when the
+ * handler kills the process. A take whose reply was lost is undone.
  */
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -22,6 +22,8 @@ import { decodeKey, encodeKey, millis } from "./wire.ts"
 /** How much work to read ahead, in milliseconds of it, and in jobs. */
 const aheadMillis = 10
 const mostAhead = 500
+/** What is less is not worth a request of its own. */
+const leastAhead = 4
 /** After which a job that was taken ahead goes back, when none was asked for since. */
 const giveBackMillis = 20
 /** Longest time between two takes of an idle worker, should a wake-up get lost. */
@@ -39,7 +41,7 @@ interface Token {
 const tokenOf = (delivery: Delivery) => delivery.token as Token
 /** The claim before and after its start. */
 const heldClaim = (delivery: Delivery) => `${delivery.attempt - 1} ${tokenOf(delivery).take}`
-const startedClaim = (delivery: Delivery) => `${delivery.attempt} ${tokenOf(delivery).take}`
+const startedClaim = (delivery: Delivery) => `${delivery.attempt} ${tokenOf(delivery).take}+`
 
 /** Jobs of one take that are not started, and until when they may be. */
 interface Batch {
@@ -83,6 +85,10 @@ export class RedisQueueWorker implements Worker {
   private readonly dueTimer: Timers.Timer
   /** The take that is under way: what waits for its end. */
   private taking: Array<(result: Exit.Exit<void, Unavailable>) => void> | undefined
+  /** Started by the take that asked for them. */
+  private started: Array<Delivery> = []
+  /** Takes that may have happened, but whose replies are lost. */
+  private lost: Array<string> = []
 
   /** How many jobs to take ahead, and what that is derived from: how many were handed out since when. */
   private ahead = 0
@@ -125,6 +131,10 @@ export class RedisQueueWorker implements Worker {
   readonly wake = (): void => {
     this.maybe = true
     this.timers.cancel(this.dueTimer)
+    this.resumeWaiting()
+  }
+
+  private resumeWaiting(): void {
     if (this.waiting.size === 0) return
     const waiting = [...this.waiting]
     this.waiting.clear()
@@ -149,7 +159,13 @@ export class RedisQueueWorker implements Worker {
       if (!this.maybe) return Exit.succeed([])
       this.read(max)
     }
-    return Effect.flatMap(this.taken, () => (this.held > 0 ? this.handOut(max) : Exit.succeed([])))
+    return Effect.flatMap(this.taken, () => {
+      if (this.started.length === 0) return this.held > 0 ? this.handOut(max) : Exit.succeed([])
+      const { started } = this
+      this.started = []
+      this.noteHandOut(started.length)
+      return Exit.succeed(started)
+    })
   }
 
   /** The end of the take that is under way. */
@@ -158,48 +174,71 @@ export class RedisQueueWorker implements Worker {
     else this.taking.push(resume)
   })
 
-  /** Takes jobs, and some more ahead. */
+  /** Takes jobs: those that are wanted to be started at once, and some ahead. */
   private read(wanted: number): void {
     const sent = this.timers.now()
-    const rate = this.handedOut / (sent - this.countedSince)
-    this.ahead = Math.floor(Math.min(this.mostAhead, 2 * this.ahead + 4, rate * aheadMillis))
+    const handedOut = (this.handedOut * aheadMillis) / Math.max(sent - this.countedSince, aheadMillis)
+    const ahead = Math.floor(Math.min(this.mostAhead, 2 * this.ahead + 4, handedOut))
+    if (wanted === 0 && ahead < leastAhead) return
+    this.ahead = ahead
     this.handedOut = 0
     this.countedSince = sent
-    const count = Math.min(wanted + this.ahead, 1_000)
-    if (count <= 0) return
+    if (this.lost.length > 0) this.undo()
+    const count = Math.min(wanted + ahead, 1_000)
     const take = `${this.nonce}.${(this.takes++).toString(36)}`
     const waiting: typeof this.taking = []
     this.taking = waiting
-    // Until its end proves otherwise: what comes while it is under way is heard of by `wake`.
+    // Whatever comes while it is under way is heard of by `wake`.
     this.maybe = false
-    this.redis.requestRun<[number, ...Array<string>]>(Scripts.take, this.keys, [count, this.lease, take], (result) => {
-      this.taking = undefined
-      if (result._tag === "Failure") {
-        this.wake()
-        for (const resume of waiting) resume(Exit.failCause(result.cause))
-        return
+    this.redis.requestRun<[number, ...Array<string>]>(
+      Scripts.take,
+      this.keys,
+      [count, this.lease, take, wanted],
+      (result) => {
+        this.taking = undefined
+        if (result._tag === "Failure") {
+          this.lost.push(take)
+          this.wake()
+        } else {
+          this.onTaken(result.value, take, wanted, count, sent)
+        }
+        for (const resume of waiting) resume(Exit.asVoid(result))
       }
-      const reply = result.value
-      const deliveries: Array<Delivery> = []
-      for (let i = 1; i < reply.length; i += 3) {
-        deliveries.push(read(reply[i] as string, reply[i + 1] as string, reply[i + 2] as string, take))
-      }
-      if (deliveries.length === count) this.maybe = true
-      else if (!this.maybe) {
-        const wait = reply[0] < 0 ? askAgainMillis : Math.min(reply[0] + 1, askAgainMillis)
-        this.timers.start(this.dueTimer, this.timers.now() + wait)
-      }
-      if (deliveries.length > 0) {
-        this.batches.push({ deliveries, until: sent + this.lease / 3 })
-        this.held += deliveries.length
-        this.lastHandOut = this.timers.now()
-        if (!this.idleTimer.pending) this.timers.start(this.idleTimer, this.lastHandOut + giveBackMillis)
-        const ready = [...this.waiting]
-        this.waiting.clear()
-        for (const resume of ready) resume()
-      }
-      for (const resume of waiting) resume(Exit.void)
+    )
+  }
+
+  private onTaken(reply: [number, ...Array<string>], take: string, wanted: number, count: number, sent: number): void {
+    const deliveries: Array<Delivery> = []
+    for (let i = 1; i < reply.length; i += 3) {
+      deliveries.push(read(reply[i] as string, reply[i + 1] as string, reply[i + 2] as string, take))
+    }
+    if (deliveries.length === count) this.maybe = true
+    else if (!this.maybe) {
+      const wait = reply[0] < 0 ? askAgainMillis : Math.min(reply[0] + 1, askAgainMillis)
+      this.timers.start(this.dueTimer, this.timers.now() + wait)
+    }
+    if (deliveries.length === 0) return
+    this.started = deliveries.splice(0, wanted)
+    this.lastHandOut = this.timers.now()
+    if (deliveries.length === 0) return
+    this.batches.push({ deliveries, until: sent + this.lease / 3 })
+    this.held += deliveries.length
+    if (!this.idleTimer.pending) this.timers.start(this.idleTimer, this.lastHandOut + giveBackMillis)
+    this.resumeWaiting()
+  }
+
+  /** Gives back what came with replies that were lost; its lease would do so, too, but later. */
+  private undo(): void {
+    const { lost } = this
+    this.lost = []
+    this.redis.requestRun(Scripts.abandon, this.keys, [this.channel, ...lost], (result) => {
+      if (result._tag === "Failure") this.lost.push(...lost)
     })
+  }
+
+  private noteHandOut(count: number): void {
+    this.lastHandOut = this.timers.now()
+    this.handedOut += count
   }
 
   /** Starts up to `max` of the jobs that were taken. */
@@ -219,8 +258,7 @@ export class RedisQueueWorker implements Worker {
         if (until > now) for (const delivery of deliveries) out.push(delivery)
       }
     }
-    this.lastHandOut = now
-    this.handedOut += out.length
+    this.noteHandOut(out.length)
     if (out.length === 0) return Exit.succeed(out)
     let marked: Exit.Exit<ReadonlyArray<boolean>, Unavailable> | undefined
     let whenMarked: ((result: Exit.Exit<ReadonlyArray<boolean>, Unavailable>) => void) | undefined
