@@ -559,7 +559,8 @@ export const suite = (backend: Backend, options: { readonly propertyRuns?: numbe
           const { a, b } = yield* instances
           const onA: Array<Run> = []
           const onB: Array<Run> = []
-          const first = yield* worker(a, Task, { process: handler(onA, () => Effect.fail("first")) })
+          const Slow = Job.make("task", Numbered, { backoff: Schedule.spaced("1 second") })
+          const first = yield* worker(a, Slow, { process: handler(onA, () => Effect.fail("first")) })
           yield* publish(a, 1, { maxRetries: 1 })
           yield* eventually(
             backend,

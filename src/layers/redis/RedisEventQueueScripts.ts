@@ -14,9 +14,11 @@
  * - `ended`, a sorted set: ids that still deduplicate, by until when (Unix ms).
  * - `dead`, a sorted set: ids of dead letters in the order of their deaths.
  * - `letters`, a hash: id to the JSON `[record, attempts, reason, first error, last error, diedAt]`.
- * - `idle`: there while a worker has found nothing since the last wake-up.
+ * - `idle`, a sorted set: workers that have found less than they asked for, longest first, each with the name of
+ *   the take that found it: `<take> <how many more> <lease> <channel>`.
  *
- * Workers are told on the wake channel when there is something new, if one of them is idle.
+ * What is published while workers are idle is given to them at once, as if their takes had found it, in a message
+ * to their channels. Whatever else comes wakes them, with an empty message, to take again.
  */
 import * as RedisScript from "./RedisScript.ts"
 
@@ -29,6 +31,9 @@ export const keys = (base: string): ReadonlyArray<string> =>
 /** Where the dead letters are among them. */
 export const lettersKey = 8
 
+/** How long a worker counts as idle; it takes again before that. */
+const idleMillis = 60_000
+
 /** How many jobs come back from lost workers, or from their delay, in one take. */
 const mostDue = 500
 
@@ -38,47 +43,108 @@ local call = redis.call
 local time = call('time')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function int(n) return string.format('%.0f', n) end
-local function wake(channel)
-  if call('del', idle) == 1 then call('publish', channel, '') end
+local function wake()
+  for _, worker in ipairs(call('zrange', idle, 0, -1)) do
+    call('publish', string.match(worker, '[^ ]+$'), '')
+  end
+  call('del', idle)
+end
+`
+
+/** Undoes the takes that are named from an argument on: the jobs go back to the front as they were. */
+const undo = `
+local function undo(from)
+  if #ARGV < from then return end
+  local names = {}
+  for i = from, #ARGV do names[ARGV[i]] = true end
+  for _, worker in ipairs(call('zrange', idle, 0, -1)) do
+    local take = string.match(worker, '^[^ ]+')
+    if names[take] then
+      -- It found nothing to give.
+      call('zrem', idle, worker)
+      names[take] = nil
+    end
+  end
+  if not next(names) then return end
+  local ids, found = call('zrange', held, 0, -1), false
+  for i = #ids, 1, -1 do
+    local attempts, take, started = string.match(call('hget', claims, ids[i]) or '', '^(%d+) ([^+]*)(+?)$')
+    if names[take] then
+      found = true
+      call('zrem', held, ids[i])
+      call('hset', claims, ids[i], int(attempts - #started) .. ' -')
+      call('lpush', ready, ids[i])
+    end
+  end
+  if found then wake() end
 end
 `
 
 /**
- * ARGV: wake channel, then id, delay (ms) and record without its `publishedAt` of each job.
+ * ARGV: whether this is a Redis Cluster (`1`), then id, delay (ms) and record without its `publishedAt` of each job.
  * Returns a `1` for each that was taken in, a `0` for each whose id is known.
+ *
+ * The message to an idle worker is the JSON `[take, id, record, id, record, ...]`. One that nobody receives was for a
+ * worker that is lost; a Redis Cluster cannot tell, so there workers are only woken.
  */
 export const publish = RedisScript.make(`${prelude}
 local published = int(now) .. ' '
 local remembers = call('exists', ended) == 1
 if remembers then call('zremrangebyscore', ended, '-inf', int(now)) end
-local fresh, results, count = {}, {}, 0
+local fresh, records, results, later = {}, {}, {}, false
 for i = 2, #ARGV, 3 do
-  local id = ARGV[i]
-  local known = remembers and call('zscore', ended, id)
-  if known or call('hsetnx', jobs, id, published .. ARGV[i + 2]) == 0 then
+  local id, record = ARGV[i], published .. ARGV[i + 2]
+  if (remembers and call('zscore', ended, id)) or call('hsetnx', jobs, id, record) == 0 then
     results[#results + 1] = '0'
   else
     results[#results + 1] = '1'
-    count = count + 1
     if ARGV[i + 1] == '0' then
       fresh[#fresh + 1] = id
+      records[#records + 1] = record
     else
       call('zadd', delayed, int(now + ARGV[i + 1]), id)
+      later = true
     end
   end
 end
-if #fresh > 0 then call('rpush', ready, unpack(fresh)) end
-if count > 0 then wake(ARGV[1]) end
+local given = 0
+while ARGV[1] == '0' and given < #fresh do
+  local worker = call('zpopmin', idle)[1]
+  if not worker then break end
+  local take, wanted, lease, channel = string.match(worker, '^([^ ]+) (%d+) (%d+) (.*)$')
+  local message, claimed, leases, ends = {take}, {}, {}, int(now + lease)
+  for i = given + 1, math.min(given + wanted, #fresh) do
+    local n = #message
+    message[n + 1], message[n + 2] = fresh[i], records[i]
+    claimed[n], claimed[n + 1] = fresh[i], '1 ' .. take .. '+'
+    leases[n], leases[n + 1] = ends, fresh[i]
+  end
+  if call('publish', channel, cjson.encode(message)) > 0 then
+    call('hset', claims, unpack(claimed))
+    call('zadd', held, unpack(leases))
+    given = given + #claimed / 2
+  end
+end
+if given < #fresh then
+  call('rpush', ready, unpack(fresh, given + 1))
+  later = true
+end
+if later then wake() end
 return table.concat(results)`)
 
 /**
- * Gives jobs to a worker, which starts the first of them at once.
+ * Gives jobs to a worker, which starts the first of them at once. Before that it undoes takes of this worker whose
+ * answers got lost, and what was given in their names.
  *
- * ARGV: how many, lease (ms), name of the take, how many are started.
+ * ARGV: how many, lease (ms), name of the take, how many are started, channel of the worker, and the names of the
+ * takes to undo.
  * Returns the milliseconds until more may be there (`-1` when nothing is known to come), then id, record and
- * history of each job: `''`, or `<attempts before> <last error>`. When it found fewer than asked for, the queue counts as idle.
+ * history of each job: `''`, or `<attempts before> <last error>`. When it found fewer than are to be started,
+ * the worker is idle.
  */
 export const take = RedisScript.make(`${prelude}
+${undo}
+undo(6)
 local lost = call('zrangebyscore', held, '-inf', int(now), 'limit', 0, ${mostDue})
 if #lost > 0 then
   call('zrem', held, unpack(lost))
@@ -121,42 +187,29 @@ if #ids > 0 then
   end
 end
 if #ids < tonumber(ARGV[1]) then
-  call('set', idle, '')
+  local more = ARGV[4] - #ids
+  if more > 0 then
+    call('zadd', idle, int(time[1] * 1000000 + time[2]), ARGV[3] .. ' ' .. int(more) .. ' ' .. ARGV[2] .. ' ' .. ARGV[5])
+    call('pexpire', idle, ${idleMillis})
+  end
   local first, lease = call('zrange', delayed, 0, 0, 'withscores')[2], call('zrange', held, 0, 0, 'withscores')[2]
   local next = math.min(tonumber(first or math.huge), tonumber(lease or math.huge))
   if next < math.huge then reply[1] = math.max(next - now, 0) end
 end
 return reply`)
 
-/**
- * Gives back what was taken by takes whose replies got lost, as it was.
- *
- * ARGV: wake channel, and the names of the takes.
- */
+/** Undoes takes of a worker that takes no more. ARGV: the names of the takes. */
 export const abandon = RedisScript.make(
   `${prelude}
-local ids = call('zrange', held, 0, -1)
-local found = false
-for i = #ids, 1, -1 do
-  local id = ids[i]
-  local attempts, take, started = string.match(call('hget', claims, id) or '', '^(%d+) ([^+]*)(+?)$')
-  for t = 2, #ARGV do
-    if take == ARGV[t] then
-      found = true
-      call('zrem', held, id)
-      call('hset', claims, id, int(attempts - #started) .. ' -')
-      call('lpush', ready, id)
-    end
-  end
-end
-if found then wake(ARGV[1]) end`,
+${undo}
+undo(1)`,
   { retry: true }
 )
 
 /**
  * What workers do with the jobs that they have. What does not fit the claim is refused.
  *
- * ARGV: lease (ms), wake channel, how many of each of the following, and then
+ * ARGV: lease (ms), how many of each of the following, and then
  * - starts: id, claim before, claim after
  * - renewals: id, claim
  * - acknowledgements: id, claim, keepId (ms)
@@ -166,9 +219,9 @@ if found then wake(ARGV[1]) end`,
  * Returns a `1` for each that was accepted and a `0` for each that was refused, in order.
  */
 export const update = RedisScript.make(`${prelude}
-local lease, channel = tonumber(ARGV[1]), ARGV[2]
-local starts, renewals, acks, others = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local at, results = 7, {}
+local lease = tonumber(ARGV[1])
+local starts, renewals, acks, others = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local at, results = 6, {}
 local function note(accepted) results[#results + 1] = accepted and '1' or '0' end
 local function claimsOf(count, width)
   local ids = {}
@@ -273,7 +326,7 @@ for i = 1, others do
     end
   end
 end
-if offered then wake(channel) end
+if offered then wake() end
 return table.concat(results)`)
 
 /** Returns how many are ready, delayed, with workers, and dead. */
@@ -315,23 +368,23 @@ return call('zrevrange', dead, 0, 0, 'withscores')[2] or ''`,
 )
 
 /**
- * ARGV: wake channel, `redrive` or `discard`, then either `ids` and the ids, or `upTo`, the order of the last
+ * ARGV: `redrive` or `discard`, then either `ids` and the ids, or `upTo`, the order of the last
  * death that is meant, how many to look at, and how many to pass over.
  * Returns how many it looked at, and how many it redrove or discarded. What lives under its id again is not redriven.
  */
 export const empty = RedisScript.make(
   `${prelude}
 local ids
-if ARGV[3] == 'ids' then
-  ids = {unpack(ARGV, 4)}
+if ARGV[2] == 'ids' then
+  ids = {unpack(ARGV, 3)}
 else
-  ids = call('zrangebyscore', dead, '-inf', ARGV[4], 'limit', ARGV[6], ARGV[5])
+  ids = call('zrangebyscore', dead, '-inf', ARGV[3], 'limit', ARGV[5], ARGV[4])
 end
 local done, offered = {}, {}
 for _, id in ipairs(ids) do
   local letter = call('hget', letters, id)
   if letter then
-    if ARGV[2] == 'discard' then
+    if ARGV[1] == 'discard' then
       done[#done + 1] = id
     elseif call('hsetnx', jobs, id, cjson.decode(letter)[1]) == 1 then
       done[#done + 1] = id
@@ -345,7 +398,7 @@ if #done > 0 then
 end
 if #offered > 0 then
   call('rpush', ready, unpack(offered))
-  wake(ARGV[1])
+  wake()
 end
 return {#ids, #done}`,
   { retry: true }

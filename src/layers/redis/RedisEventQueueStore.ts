@@ -60,11 +60,9 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, RedisConnect
     const queues = new Map<string, ReturnType<typeof makeQueue>>()
     const queueOf = (channel: string) => getOrMake(queues, channel, () => makeQueue(channel))
     const makeQueue = (channel: string) => {
-      const base = `cohort:{${channel}}`
-      const keys = Scripts.keys(base)
-      const wakeChannel = `${base}:wake`
+      const keys = Scripts.keys(`cohort:{${channel}}`)
       const publications = perTurn.make<Publication>((publications) => {
-        const args: Array<string | number> = [wakeChannel]
+        const args: Array<string | number> = [redis.isCluster ? 1 : 0]
         for (const { delay, id, record } of publications) args.push(id, delay, record)
         redis.requestRun<string>(Scripts.publish, keys, args, (result) => {
           for (const [i, { resume }] of publications.entries()) {
@@ -74,19 +72,18 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, RedisConnect
           }
         })
       }, mostPerScript)
-      return { keys, wakeChannel, publications }
+      return { keys, publications }
     }
 
     /** Redrives or discards dead letters. */
     const empty = (channel: string, what: "redrive" | "discard", ids: ReadonlyArray<string> | "all") =>
       Effect.gen(function* () {
-        const { keys, wakeChannel } = queueOf(channel)
+        const { keys } = queueOf(channel)
         let count = 0
         if (ids !== "all") {
           const encoded = [...new Set(ids)].map(encodeKey)
           for (let i = 0; i < encoded.length; i += mostPerScript) {
             const [, done] = yield* redis.run<[number, number]>(Scripts.empty, keys, [
-              wakeChannel,
               what,
               "ids",
               ...encoded.slice(i, i + mostPerScript)
@@ -101,7 +98,6 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, RedisConnect
         let left = 0
         while (true) {
           const [seen, done] = yield* redis.run<[number, number]>(Scripts.empty, keys, [
-            wakeChannel,
             what,
             "upTo",
             last,
@@ -127,16 +123,11 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, RedisConnect
         ),
       worker: (channel, { concurrency, lease }) =>
         Effect.gen(function* () {
-          const { keys, wakeChannel } = queueOf(channel)
-          const worker = new RedisQueueWorker(redis, timers, {
-            keys,
-            channel: wakeChannel,
-            lease,
-            concurrency,
-            nonce: `${nonce}.${(workers++).toString(36)}`
-          })
-          yield* redis.subscribe(wakeChannel, worker.wake, worker.wake)
-          yield* Effect.addFinalizer(() => Effect.sync(worker.close))
+          const { keys } = queueOf(channel)
+          const name = `${nonce}.${(workers++).toString(36)}`
+          const worker = new RedisQueueWorker(redis, timers, { keys, name, lease, concurrency })
+          yield* redis.subscribe(worker.channel, worker.onMessage, worker.wake)
+          yield* Effect.addFinalizer(() => worker.close)
           return worker
         }),
       depth: (channel) =>

@@ -70,10 +70,10 @@ export class RedisQueueWorker implements Worker {
   private readonly redis: RedisConnection["Service"]
   private readonly timers: Timers.Timers
   private readonly keys: ReadonlyArray<string>
-  private readonly channel: string
+  readonly channel: string
   private readonly lease: number
   private readonly mostAhead: number
-  private readonly nonce: string
+  private readonly name: string
   private takes = 0
 
   /** Taken ahead, first come first. */
@@ -85,10 +85,12 @@ export class RedisQueueWorker implements Worker {
   private readonly dueTimer: Timers.Timer
   /** The take that is under way: what waits for its end. */
   private taking: Array<(result: Exit.Exit<void, Unavailable>) => void> | undefined
-  /** Started by the take that asked for them. */
+  /** Started by the take that asked for them, or given while idle. */
   private started: Array<Delivery> = []
-  /** Takes that may have happened, but whose replies are lost. */
-  private lost: Array<string> = []
+  /** The take that found less than it asked for: its worker is idle, and may be given jobs in its name. */
+  private idle: string | undefined
+  /** Takes that are to be undone: their replies are lost, or the worker is not idle any more. */
+  private undone: Array<string> = []
 
   /** How many jobs to take ahead, and what that is derived from: how many were handed out since when. */
   private ahead = 0
@@ -106,19 +108,18 @@ export class RedisQueueWorker implements Worker {
     timers: Timers.Timers,
     options: {
       readonly keys: ReadonlyArray<string>
-      readonly channel: string
+      /** Unlike that of any other worker. */
+      readonly name: string
       readonly lease: number
       readonly concurrency: number
-      /** Of this worker, among all of the queue. */
-      readonly nonce: string
     }
   ) {
     this.redis = redis
     this.timers = timers
     this.keys = options.keys
-    this.channel = options.channel
+    this.name = options.name
+    this.channel = `cohort:queue:${options.name}`
     this.lease = millis(options.lease)
-    this.nonce = options.nonce
     this.mostAhead = Math.max(mostAhead, Math.min(2 * options.concurrency, 1_000))
     this.dueTimer = new Call(() => this.wake())
     this.idleTimer = new Call(() => this.onIdle())
@@ -126,6 +127,17 @@ export class RedisQueueWorker implements Worker {
   }
 
   // --- being told ---
+
+  readonly onMessage = (message: string): void => {
+    if (message === "") return this.wake()
+    const [take, ...jobs] = JSON.parse(message) as [string, ...Array<string>]
+    // Else it was undone, or will be.
+    if (take !== this.idle) return
+    this.idle = undefined
+    for (let i = 0; i < jobs.length; i += 2) this.started.push(read(jobs[i]!, jobs[i + 1]!, "", take))
+    this.expectHandOut()
+    this.wake()
+  }
 
   /** Something may have come. */
   readonly wake = (): void => {
@@ -142,7 +154,7 @@ export class RedisQueueWorker implements Worker {
   }
 
   readonly ready: Effect.Effect<void> = Effect.suspend(() =>
-    this.held > 0 || this.maybe
+    this.held > 0 || this.started.length > 0 || this.maybe
       ? Exit.void
       : Effect.callback<void>((resume) => {
           const wake = () => resume(Exit.void)
@@ -154,18 +166,14 @@ export class RedisQueueWorker implements Worker {
   // --- taking ---
 
   take(max: number): Effect.Effect<ReadonlyArray<Delivery>, Unavailable> {
-    if (this.held > 0) return this.handOut(max)
-    if (this.taking === undefined) {
-      if (!this.maybe) return Exit.succeed([])
-      this.read(max)
+    if (this.started.length === 0 && this.held === 0) {
+      if (this.taking === undefined) {
+        if (!this.maybe) return Exit.succeed([])
+        this.read(max)
+      }
+      return Effect.flatMap(this.taken, () => this.handOut(max))
     }
-    return Effect.flatMap(this.taken, () => {
-      if (this.started.length === 0) return this.held > 0 ? this.handOut(max) : Exit.succeed([])
-      const { started } = this
-      this.started = []
-      this.noteHandOut(started.length)
-      return Exit.succeed(started)
-    })
+    return this.handOut(max)
   }
 
   /** The end of the take that is under way. */
@@ -183,9 +191,9 @@ export class RedisQueueWorker implements Worker {
     this.ahead = ahead
     this.handedOut = 0
     this.countedSince = sent
-    if (this.lost.length > 0) this.undo()
+    const undo = this.leaveIdle()
     const count = Math.min(wanted + ahead, 1_000)
-    const take = `${this.nonce}.${(this.takes++).toString(36)}`
+    const take = `${this.name}.${(this.takes++).toString(36)}`
     const waiting: typeof this.taking = []
     this.taking = waiting
     // Whatever comes while it is under way is heard of by `wake`.
@@ -193,11 +201,11 @@ export class RedisQueueWorker implements Worker {
     this.redis.requestRun<[number, ...Array<string>]>(
       Scripts.take,
       this.keys,
-      [count, this.lease, take, wanted],
+      [count, this.lease, take, wanted, this.channel, ...undo],
       (result) => {
         this.taking = undefined
         if (result._tag === "Failure") {
-          this.lost.push(take)
+          this.undone.push(...undo, take)
           this.wake()
         } else {
           this.onTaken(result.value, take, wanted, count, sent)
@@ -212,38 +220,44 @@ export class RedisQueueWorker implements Worker {
     for (let i = 1; i < reply.length; i += 3) {
       deliveries.push(read(reply[i] as string, reply[i + 1] as string, reply[i + 2] as string, take))
     }
+    if (deliveries.length < wanted) this.idle = take
     if (deliveries.length === count) this.maybe = true
     else if (!this.maybe) {
       const wait = reply[0] < 0 ? askAgainMillis : Math.min(reply[0] + 1, askAgainMillis)
       this.timers.start(this.dueTimer, this.timers.now() + wait)
     }
     if (deliveries.length === 0) return
-    this.started = deliveries.splice(0, wanted)
-    this.lastHandOut = this.timers.now()
+    this.started.push(...deliveries.splice(0, wanted))
+    this.expectHandOut()
     if (deliveries.length === 0) return
     this.batches.push({ deliveries, until: sent + this.lease / 3 })
     this.held += deliveries.length
-    if (!this.idleTimer.pending) this.timers.start(this.idleTimer, this.lastHandOut + giveBackMillis)
     this.resumeWaiting()
   }
 
-  /** Gives back what came with replies that were lost; its lease would do so, too, but later. */
-  private undo(): void {
-    const { lost } = this
-    this.lost = []
-    this.redis.requestRun(Scripts.abandon, this.keys, [this.channel, ...lost], (result) => {
-      if (result._tag === "Failure") this.lost.push(...lost)
-    })
+  /** From now on what is given to this worker is not its own. Returns the takes that are to be undone. */
+  private leaveIdle(): ReadonlyArray<string> {
+    const { undone } = this
+    if (this.idle !== undefined) undone.push(this.idle)
+    this.idle = undefined
+    this.undone = []
+    return undone
   }
 
-  private noteHandOut(count: number): void {
+  private expectHandOut(): void {
     this.lastHandOut = this.timers.now()
-    this.handedOut += count
+    if (!this.idleTimer.pending) this.timers.start(this.idleTimer, this.lastHandOut + giveBackMillis)
   }
 
-  /** Starts up to `max` of the jobs that were taken. */
+  /** Up to `max` of the jobs that were taken: those that are started, or else some that start now. */
   private handOut(max: number): Effect.Effect<ReadonlyArray<Delivery>, Unavailable> {
     const now = this.timers.now()
+    this.lastHandOut = now
+    if (this.started.length > 0) {
+      const out = this.started.splice(0, max)
+      this.handedOut += out.length
+      return Exit.succeed(out)
+    }
     const out: Array<Delivery> = []
     while (out.length < max && this.batches.length > 0) {
       const { deliveries, until } = this.batches[0]!
@@ -258,7 +272,7 @@ export class RedisQueueWorker implements Worker {
         if (until > now) for (const delivery of deliveries) out.push(delivery)
       }
     }
-    this.noteHandOut(out.length)
+    this.handedOut += out.length
     if (out.length === 0) return Exit.succeed(out)
     let marked: Exit.Exit<ReadonlyArray<boolean>, Unavailable> | undefined
     let whenMarked: ((result: Exit.Exit<ReadonlyArray<boolean>, Unavailable>) => void) | undefined
@@ -279,39 +293,56 @@ export class RedisQueueWorker implements Worker {
     )
   }
 
-  /** Nobody asks for what was taken ahead: others shall have it. */
+  /** Nobody asks for what was taken: others shall have it. */
   private onIdle(): void {
-    if (this.held === 0) return
+    if (this.held === 0 && this.started.length === 0) return
     const due = this.lastHandOut + giveBackMillis
     if (due > this.timers.now()) return this.timers.start(this.idleTimer, due)
     this.ahead = 0
     this.giveBack(() => {})
-    // There is something, for whoever asks first.
-    this.maybe = true
   }
 
   private giveBack(resume: Answer["resume"]): void {
-    const deliveries = this.batches.flatMap((batch) => batch.deliveries).reverse()
+    if (this.started.length === 0 && this.held === 0) return resume(Exit.succeed([]))
+    const { started } = this
+    const held = this.batches.flatMap((batch) => batch.deliveries)
+    this.started = []
     this.batches = []
     this.held = 0
-    this.ask("return", deliveries, undefined, resume)
+    // There is something, for whoever asks first.
+    this.maybe = true
+    const answer: Answer = { accepted: [], left: held.length + started.length, resume }
+    let index = 0
+    // The first one is put to the front last.
+    for (const delivery of held.reverse()) {
+      this.updates.add({ what: "return", delivery, outcome: undefined, index: index++, answer })
+    }
+    for (const delivery of started.reverse()) {
+      this.updates.add({ what: "release", delivery, outcome: undefined, index: index++, answer })
+    }
   }
 
-  readonly pause: Effect.Effect<void, Unavailable> = Effect.suspend(() => {
-    if (this.taking === undefined && this.held === 0) return Effect.void
-    return Effect.andThen(
+  readonly pause: Effect.Effect<void, Unavailable> = Effect.suspend(() =>
+    Effect.andThen(
       Effect.ignore(this.taken),
       Effect.callback<void, Unavailable>((resume) => {
-        if (this.held > 0) this.maybe = true
+        const undo = this.leaveIdle()
+        if (undo.length > 0) {
+          this.maybe = true
+          this.redis.requestRun(Scripts.abandon, this.keys, undo, (result) => {
+            if (result._tag === "Failure") this.undone.push(...undo)
+          })
+        }
         this.giveBack((result) => resume(Exit.asVoid(result)))
       })
     )
-  })
+  )
 
-  readonly close = (): void => {
+  readonly close: Effect.Effect<void> = Effect.suspend(() => {
     this.timers.cancel(this.dueTimer)
     this.timers.cancel(this.idleTimer)
-  }
+    return Effect.ignore(this.pause)
+  })
 
   // --- what becomes of them ---
 
@@ -366,14 +397,7 @@ export class RedisQueueWorker implements Worker {
       else if (item.what === "ack") acks.push(item)
       else others.push(item)
     }
-    const args: Array<string | number> = [
-      this.lease,
-      this.channel,
-      starts.length,
-      renewals.length,
-      acks.length,
-      others.length
-    ]
+    const args: Array<string | number> = [this.lease, starts.length, renewals.length, acks.length, others.length]
     for (const { delivery } of starts) {
       args.push(encodeKey(delivery.id), heldClaim(delivery), startedClaim(delivery))
     }
