@@ -1,0 +1,74 @@
+/**
+ * One process of a fault test: a worker on the queue `job`, whose handlers do what their jobs say and write down what
+ * happens on a connection of their own. `node queue-worker.ts <redis url> <url to write to> <lease in ms>`
+ */
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as ManagedRuntime from "effect/ManagedRuntime"
+import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
+import { Redis } from "ioredis"
+import { EventQueue, Instance, Job } from "../../src/index.ts"
+import { RedisConnection, RedisEventQueueStore } from "../../src/layers/redis/index.ts"
+
+/** `wait`: until the key `go:<id>` is there. `die`: kills the process. */
+export const FaultJob = Job.make(
+  "job",
+  Schema.Struct({ id: Schema.String, does: Schema.Literals(["return", "wait", "die"]) }),
+  { backoff: Schedule.spaced("100 millis"), timeout: "1 minute" }
+)
+
+/** What a handler has written down. */
+export interface Event {
+  readonly id: string
+  readonly attempt: number
+  readonly pid: number
+  readonly what: "started" | "ended" | "interrupted"
+}
+
+/** A lease that is long enough to get through a busy machine, and short to wait for. */
+export const leaseMillis = 1_500
+
+export const layer = (url: string) =>
+  EventQueue.layer.pipe(
+    Layer.provide(RedisEventQueueStore.layer),
+    Layer.provide(RedisConnection.layer({ url, timeout: "1 second" })),
+    Layer.provide(Instance.layer({ app: "fault" })),
+    Layer.provideMerge(Logger.layer([]))
+  )
+
+if (import.meta.main) {
+  const [url, notesUrl, lease] = process.argv.slice(2)
+  const notes = new Redis(notesUrl!)
+  notes.on("error", () => undefined)
+  const note = (event: Event) => Effect.promise(() => notes.rpush("events", JSON.stringify(event)))
+
+  const work = EventQueue.subscribe(FaultJob, {
+    lease: Number(lease),
+    concurrency: 8,
+    process: ({ does, id }, { attempt }) => {
+      const event = { id, attempt, pid: process.pid }
+      const released = Effect.repeat(
+        Effect.promise(() => notes.exists(`go:${id}`)),
+        { schedule: Schedule.spaced("20 millis"), while: (there) => there === 0 }
+      )
+      return Effect.gen(function* () {
+        yield* note({ ...event, what: "started" })
+        if (does === "die") process.kill(process.pid, "SIGKILL")
+        if (does === "wait") yield* released
+        yield* note({ ...event, what: "ended" })
+      }).pipe(Effect.onInterrupt(() => note({ ...event, what: "interrupted" })))
+    }
+  })
+  const runtime = ManagedRuntime.make(layer(url!))
+  await runtime.runPromise(
+    Effect.scoped(
+      Effect.gen(function* () {
+        yield* work
+        console.log("ready")
+        yield* Effect.never
+      })
+    )
+  )
+}
