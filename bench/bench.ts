@@ -24,6 +24,8 @@ export interface Workload {
 /** One file per backend exports one as `suite`; `run.ts` lists them. */
 export interface Suite {
   readonly name: string
+  /** Runs once, before any contender: starts what they need, and tells them through the environment. */
+  readonly prepare?: () => Promise<void>
   readonly workloads: ReadonlyArray<Workload>
 }
 

@@ -84,8 +84,11 @@ console.log(`| ${"-".repeat(26)} | ${"-".repeat(24)} | ${"-".repeat(8)}: | ${"-"
 let allMet = true
 for (const name of positionals.length > 0 ? positionals : suiteNames) {
   const suite = await loadSuite(name)
+  await suite.prepare?.()
   for (const workload of suite.workloads) {
     if (workload.name.includes(values.only)) allMet = (await runWorkload(suite, workload)) && allMet
   }
 }
 console.log(allMet ? "\nevery goal met" : "\nnot every goal met")
+// What a suite has started would keep this process alive.
+process.exit(0)
