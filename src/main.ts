@@ -8,6 +8,7 @@ import * as NodeServices from "@effect/platform-node/NodeServices"
 import * as Console from "effect/Console"
 import * as Command from "effect/cli/Command"
 import * as Flag from "effect/cli/Flag"
+import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
@@ -17,19 +18,11 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Demo from "./host/Demo.ts"
 import * as Host from "./host/Host.ts"
+import { describe, Refused } from "./host/Refused.ts"
 import * as Report from "./host/Report.ts"
 import * as Cohort from "./layers/Cohort.ts"
 import * as MemoryHub from "./layers/memory/MemoryHub.ts"
 import { CsvFiles } from "./plugins/data-source-main/index.ts"
-
-/** Why a run cannot go on, in words for whoever started it. */
-class Refused extends Schema.TaggedError<Refused>("cohort/main/Refused")("Refused", {
-  detail: Schema.String
-}) {
-  override get message(): string {
-    return this.detail
-  }
-}
 
 /** Says what went wrong in one line, and ends with exit code 1. */
 const reported = <A, E, R>(run: Effect.Effect<A, E, R>): Effect.Effect<void, never, R> =>
@@ -44,11 +37,6 @@ const reported = <A, E, R>(run: Effect.Effect<A, E, R>): Effect.Effect<void, nev
 
 const counted = (count: number, what: string): string => `${count} ${what}${count === 1 ? "" : "s"}`
 
-const describe = (error: unknown): string => {
-  const reason = error instanceof Error && error.cause instanceof Error ? error.cause : error
-  return reason instanceof Error ? reason.message : String(reason)
-}
-
 const instanceNames = (count: number): ReadonlyArray<string> =>
   Array.from({ length: count }, (_, i) => (count <= 26 ? String.fromCharCode(97 + i) : `i${i + 1}`))
 
@@ -58,6 +46,15 @@ const instances = (minimum: number) =>
     Flag.withSchema(Schema.Int.check(Schema.isBetween({ minimum, maximum: 64 }))),
     Flag.withDefault(3)
   )
+const Backend = Schema.Literals(["memory", "redis"])
+const backends = Backend.literals.join(" or ")
+// Any text is taken here: the parser would answer a wrong one with the whole help.
+const backend = Flag.String("backend").pipe(
+  Flag.withDescription(
+    `Which backend: ${backends}. redis runs a process for each instance, on REDIS_URL or a redis-server of its own`
+  ),
+  Flag.withDefault("memory")
+)
 const app = Flag.String("app").pipe(
   Flag.withDescription("Name of the application"),
   Flag.withSchema(Schema.NonEmptyString),
@@ -82,32 +79,68 @@ const datasetDirectory = Effect.gen(function* () {
   return (yield* fs.exists(directory)) ? directory : yield* new Refused({ detail: `there is no ${directory}` })
 })
 
-/** Starts instances that share this process's memory. */
+/** The directory of the CSV files. */
+const directoryOf = (files: string) =>
+  Effect.gen(function* () {
+    const fs = yield* FileSystem.FileSystem
+    if (files === "") return yield* datasetDirectory
+    return (yield* fs.exists(files)) ? files : yield* new Refused({ detail: `--files: there is no ${files}` })
+  })
+
+/** Running instances, and an effect that fails when they cannot go on. */
+interface Running {
+  readonly instances: ReadonlyArray<Host.RunningInstance>
+  readonly where: string
+  readonly failed: Effect.Effect<never, unknown>
+}
+
+/** Starts instances that share this process's memory, or processes that share a Redis. */
 const startAll = (options: {
+  readonly backend: string
   readonly app: string
   readonly instances: number
   readonly port: number
   readonly files: string
-}): Effect.Effect<ReadonlyArray<Host.RunningInstance>, unknown, Scope.Scope | FileSystem.FileSystem | Path.Path> =>
+  readonly isDemo: boolean
+}): Effect.Effect<Running, unknown, Scope.Scope | NodeServices.NodeServices> =>
   Effect.gen(function* () {
-    const fs = yield* FileSystem.FileSystem
-    const directory = options.files === "" ? yield* datasetDirectory : options.files
-    if (!(yield* fs.exists(directory))) return yield* new Refused({ detail: `--files: there is no ${directory}` })
+    const isBackend = Schema.is(Backend)
+    if (!isBackend(options.backend)) {
+      return yield* new Refused({ detail: `--backend: must be ${backends}, got "${options.backend}"` })
+    }
+    const directory = yield* directoryOf(options.files)
+    const names = instanceNames(options.instances)
+    const { app, port } = options
+    if (options.backend === "redis") {
+      const Supervisor = yield* Effect.promise(() => import("./host/Supervisor.ts"))
+      const { failed, instances, redis } = yield* Supervisor.start({
+        app: options.isDemo ? `${app}-${SecureRandom.uuidV4Unsafe()}` : app,
+        names,
+        port,
+        files: directory,
+        logLevel: options.isDemo ? "error" : "info",
+        temporary: options.isDemo
+      })
+      return { instances, where: `on the redis backend (${redis}), a process each`, failed }
+    }
     const hub = yield* MemoryHub.make
-    const stores = yield* Layer.build(Layer.mergeAll(Host.storesMemory, CsvFiles.layerDirectory(directory)))
-    return yield* Effect.forEach(instanceNames(options.instances), (id, i) =>
+    const stores = Layer.succeedContext(
+      yield* Layer.build(Layer.mergeAll(Host.storesMemory, CsvFiles.layerDirectory(directory)))
+    )
+    const instances = yield* Effect.forEach(names, (id, i) =>
       Host.start({
         id,
-        port: options.port === 0 ? 0 : options.port + i,
-        backend: Cohort.layerMemory({ app: options.app, id, hub }),
-        stores
+        port: port === 0 ? 0 : port + i,
+        services: Layer.merge(Cohort.layerMemory({ app, id, hub }), stores)
       })
     )
+    return { instances, where: "on the memory backend", failed: Effect.never }
   })
 
 const start = Command.make(
   "start",
   {
+    backend,
     instances: instances(1),
     app,
     files,
@@ -122,25 +155,28 @@ const start = Command.make(
       Effect.gen(function* () {
         let started = false
         yield* Effect.addFinalizer(() => (started ? Console.log("Stopped.") : Effect.void))
-        const running = yield* startAll(options)
+        const running = yield* startAll({ ...options, isDemo: false })
         started = true
-        yield* Console.log(`${counted(running.length, "instance")} on the memory backend:`)
-        for (const { id, url } of running) yield* Console.log(`  ${id}  ${url}  (API pages: ${url}/docs)`)
+        yield* Console.log(`${counted(running.instances.length, "instance")} ${running.where}:`)
+        for (const { id, url } of running.instances) yield* Console.log(`  ${id}  ${url}  (API pages: ${url}/docs)`)
         yield* Console.log("Ctrl-C drains and stops.")
         yield* Effect.addFinalizer(() => Console.log("\nStopping: running tasks may finish, or are given back …"))
-        return yield* Effect.never
+        return yield* running.failed
       })
     ).pipe(reported)
 ).pipe(Command.withDescription("Run instances until Ctrl-C"))
 
-const demo = Command.make("demo", { instances: instances(2), files }, (options) =>
+const demo = Command.make("demo", { backend, instances: instances(2), files }, (options) =>
   Effect.scoped(
     Effect.gen(function* () {
-      const running = yield* startAll({ ...options, app: "cohort-demo", port: 0 })
-      yield* Console.log(`Cohort demo: ${running.length} instances on the memory backend`)
-      for (const { id, url } of running) yield* Console.log(`  ${id}  ${url}`)
+      const running = yield* startAll({ ...options, app: "cohort-demo", port: 0, isDemo: true })
+      yield* Console.log(`Cohort demo: ${running.instances.length} instances ${running.where}`)
+      for (const { id, url } of running.instances) yield* Console.log(`  ${id}  ${url}`)
       const report = Report.make({ terminal: process.stdout.isTTY === true })
-      yield* Effect.provide(Demo.play(running, report), NodeHttpClient.layerUndici)
+      yield* Effect.raceFirst(
+        Effect.provide(Demo.play(running.instances, report), NodeHttpClient.layerUndici),
+        running.failed
+      )
       const { right, wrong } = yield* report.result
       yield* Console.log(`\n${wrong === 0 ? "All" : `${right} of`} ${right + wrong} steps went as they should.`)
       if (wrong > 0) return yield* new Refused({ detail: `${counted(wrong, "step")} went wrong` })
@@ -152,9 +188,20 @@ const demo = Command.make("demo", { instances: instances(2), files }, (options) 
   )
 ).pipe(Command.withDescription("Play the guide's five scenarios and exit"))
 
+/** What the supervisor starts; of no use to anyone else. */
+const instance = Command.make(
+  "instance",
+  { id: Flag.String("id"), app: Flag.String("app"), port: Flag.Int("port"), files: Flag.String("files") },
+  (options) =>
+    Effect.flatMap(
+      Effect.promise(() => import("./host/Child.ts")),
+      (Child) => Child.run(options)
+    )
+).pipe(Command.unlisted)
+
 Command.make("cohort").pipe(
   Command.withDescription("Three plugins on Cohort"),
-  Command.withSubcommands([start, demo]),
+  Command.withSubcommands([start, demo, instance]),
   Command.run({ version: "0.1.0" }),
   Effect.provide(NodeServices.layer),
   NodeRuntime.runMain

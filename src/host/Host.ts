@@ -3,7 +3,6 @@
  */
 import { createServer } from "node:http"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
-import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServer from "effect/http/HttpServer"
@@ -46,8 +45,7 @@ export const start = <E>(options: {
   readonly id: string
   /** 0 takes a free one. */
   readonly port: number
-  readonly backend: Layer.Layer<Cohort.Services, E>
-  readonly stores: Context.Context<Stores>
+  readonly services: Layer.Layer<Cohort.Services | Stores, E>
 }) =>
   Effect.gen(function* () {
     const routes = Layer.mergeAll(
@@ -68,8 +66,7 @@ export const start = <E>(options: {
       ),
       Layer.provide(PluginHost.layer([Tasks.plugin, Auth.plugin, dataSourceMain])),
       Layer.provide(domain),
-      Layer.provide(options.backend),
-      Layer.provide(Layer.succeedContext(options.stores))
+      Layer.provide(options.services)
     )
     // A memo map of its own: no instance shares a service with another.
     const context = yield* Layer.buildWithMemoMap(layer, yield* Layer.makeMemoMap, yield* Scope.Scope)

@@ -1,60 +1,11 @@
 /** The host as its users run it: a process of its own. */
-import { type ChildProcess, spawn } from "node:child_process"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import path from "node:path"
 import { afterEach, assert, describe, it } from "@effect/vitest"
+import { killAll, main, request, until, urls } from "./support.ts"
 
-const root = path.join(import.meta.dirname, "..", "..")
-const children: Array<ChildProcess> = []
-
-afterEach(() => {
-  for (const child of children.splice(0)) child.kill("SIGKILL")
-})
-
-/** Starts `main.ts`; `output` grows as it prints. */
-const main = (...args: ReadonlyArray<string>) => {
-  const child = spawn(process.execPath, [path.join(root, "src", "main.ts"), ...args], { cwd: root })
-  children.push(child)
-  const host = {
-    output: "",
-    exited: new Promise<number | null>((resolve) => child.on("close", resolve)),
-    interrupt: () => child.kill("SIGINT")
-  }
-  const collect = (text: Buffer) => {
-    host.output += text.toString()
-  }
-  child.stdout.on("data", collect)
-  child.stderr.on("data", collect)
-  return host
-}
-
-/** Asks again until the answer is there; fails after 20 seconds. */
-const until = async <A>(what: string, ask: () => Promise<A | undefined> | A | undefined): Promise<A> => {
-  const deadline = performance.now() + 20_000
-  while (performance.now() < deadline) {
-    const answer = await ask()
-    if (answer !== undefined) return answer
-    await new Promise((resolve) => setTimeout(resolve, 20))
-  }
-  throw new Error(`never happened: ${what}`)
-}
-
-/** The URLs that `start` prints, in the order of the instances. */
-const urls = (host: { readonly output: string }, count: number) =>
-  until("the instances listen", () => {
-    const found = [...host.output.matchAll(/^ {2}\S+ {2}(http:\S+)/gm)].map(([, url]) => url!)
-    return found.length === count && host.output.includes("Ctrl-C") ? found : undefined
-  })
-
-const request = async (method: string, url: string, body?: unknown) => {
-  const response = await fetch(url, {
-    method,
-    ...(body === undefined ? {} : { body: JSON.stringify(body), headers: { "content-type": "application/json" } })
-  })
-  const text = await response.text()
-  return { status: response.status, body: text === "" ? undefined : JSON.parse(text) }
-}
+afterEach(killAll)
 
 describe("npm run demo", () => {
   for (const instances of [2, 3]) {
@@ -109,7 +60,7 @@ describe("npm start", () => {
     assert.deepStrictEqual(wrong.body.errors[0].path, ["payload", "tokenSeconds"])
     assert.strictEqual((await request("GET", `${all[0]}/tasks/none`)).status, 404)
     assert.strictEqual((await request("POST", `${all[0]}/tasks`, { type: "none", params: {} })).status, 400)
-    host.interrupt()
+    host.kill("SIGINT")
     assert.strictEqual(await host.exited, 130)
   })
 
@@ -126,7 +77,7 @@ describe("npm start", () => {
       const { body } = await request("GET", `${url}/tasks`)
       return body.some((task: any) => task.status === "running" && task.progress.done > 0) ? true : undefined
     })
-    host.interrupt()
+    host.kill("SIGINT")
     assert.strictEqual(await host.exited, 130)
     assert.match(host.output, /Stopping: .*\nStopped\.\n$/)
   })

@@ -1,0 +1,17 @@
+/** Why a run cannot go on, in words for whoever started it. */
+import * as Schema from "effect/Schema"
+
+export class Refused extends Schema.TaggedError<Refused>("cohort/host/Refused")("Refused", {
+  detail: Schema.String
+}) {
+  override get message(): string {
+    return this.detail
+  }
+}
+
+/** The message of an error, or of the error it wraps; one line. */
+export const describe = (error: unknown): string => {
+  const reason = error instanceof Error && error.cause instanceof Error ? error.cause : error
+  const message = reason instanceof Error ? reason.message : String(reason)
+  return message.trim().replaceAll(/\s*\n\s*/g, " ")
+}

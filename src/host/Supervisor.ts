@@ -1,0 +1,224 @@
+/**
+ * Runs instances as processes, one each, on the Redis that the environment names,
+ * or on a private one.
+ *
+ * - A child that ends although nobody stopped it is started again: at once when it
+ *   had run for a while, otherwise after a pause that grows. It keeps its name and its
+ *   port. Its id is another (`a`, `a.2`, …), as ids are unique per start.
+ * - Closing the scope stops all children at once, by SIGTERM: they drain. A child that
+ *   has not ended after {@link stopWithin}, or when a second signal arrives, is killed.
+ * - A child's input is a pipe from this process, so that it notices the death of it.
+ * - What a child prints is printed, each line after the child's name.
+ */
+import * as Clock from "effect/Clock"
+import * as Console from "effect/Console"
+import * as SecureRandom from "effect/crypto/SecureRandom"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import type * as FileSystem from "effect/FileSystem"
+import * as Option from "effect/Option"
+import * as ChildProcess from "effect/process/ChildProcess"
+import type { ChildProcessHandle, ChildProcessSpawner } from "effect/process/ChildProcessSpawner"
+import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as Child from "./Child.ts"
+import type { RunningInstance } from "./Host.ts"
+import { describe, Refused } from "./Refused.ts"
+import * as PrivateRedis from "./redis/PrivateRedis.ts"
+import * as Settings from "./redis/settings.ts"
+
+/** How long a child may take to listen. */
+const startWithin = "60 seconds"
+/** How long a child may take to end: its jobs have 30 seconds to end, what is around them the rest. */
+const stopWithin = "50 seconds"
+/** A child that ran this long was well. */
+const well = "30 seconds"
+/** What comes within this time of a signal is the same one: npm passes on the Ctrl-C that its terminal sends as well. */
+const sameSignal = "500 millis"
+
+const restarts = Schedule.min([Schedule.exponential("200 millis"), Schedule.spaced("10 seconds")]).pipe(
+  Schedule.jittered
+)
+
+export interface Options {
+  readonly app: string
+  readonly names: ReadonlyArray<string>
+  /** Port of the first instance; the others follow. 0 takes free ones. */
+  readonly port: number
+  /** Directory of the CSV files. */
+  readonly files: string
+  /** Below which the children log nothing. */
+  readonly logLevel: "info" | "error"
+  /** Whether what the app has stored is forgotten when the scope closes. */
+  readonly temporary: boolean
+}
+
+export interface Cluster {
+  readonly instances: ReadonlyArray<RunningInstance>
+  /** Where the Redis is. */
+  readonly redis: string
+  /** Fails when the cluster cannot go on. */
+  readonly failed: Effect.Effect<never, Refused>
+}
+
+/** Done with the second signal to this process. */
+const secondSignal: Effect.Effect<Deferred.Deferred<void>, never, Scope.Scope> = Effect.gen(function* () {
+  const clock = yield* Clock.Clock
+  const second = yield* Deferred.make<void>()
+  let first: bigint | undefined
+  const onSignal = () => {
+    const now = clock.monotonicTimeNanosUnsafe()
+    first ??= now
+    if (now - first > Duration.toNanosUnsafe(sameSignal)) Deferred.doneUnsafe(second, Exit.void)
+  }
+  yield* Effect.acquireRelease(
+    Effect.sync(() => {
+      for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, onSignal)
+    }),
+    () =>
+      Effect.sync(() => {
+        for (const signal of ["SIGINT", "SIGTERM"]) process.off(signal, onSignal)
+      })
+  )
+  return second
+})
+
+/** Prints each line of a child's output after its name. */
+const forward = <E>(name: string, output: Stream.Stream<Uint8Array, E>, print: (line: string) => Effect.Effect<void>) =>
+  output.pipe(
+    Stream.decodeText(),
+    Stream.splitLines,
+    Stream.runForEach((line) => print(`[${name}] ${line}`)),
+    Effect.ignore
+  )
+
+const howItEnded = (child: ChildProcessHandle): Effect.Effect<string> =>
+  Effect.match(child.exitCode, {
+    onSuccess: (code) => `ended with exit code ${code}`,
+    onFailure: (error) => `was ended by ${/SIG\w+/.exec(describe(error))?.[0] ?? describe(error)}`
+  })
+
+export const start = (
+  options: Options
+): Effect.Effect<Cluster, Refused, ChildProcessSpawner | FileSystem.FileSystem | Scope.Scope> =>
+  Effect.gen(function* () {
+    const hurry = yield* secondSignal
+    const variable = yield* Settings.named
+    const own = Option.isNone(variable) ? yield* PrivateRedis.make : undefined
+    if (Option.isSome(variable)) {
+      yield* Settings.check(variable.value)
+      if (options.temporary) yield* Effect.addFinalizer(() => Settings.forget(options.app))
+    }
+    // Another supervisor may run the same app on that Redis: ids must not meet.
+    const suffix = own === undefined && !options.temporary ? `-${SecureRandom.uuidV4Unsafe().slice(0, 4)}` : ""
+
+    const command = (id: string, port: number) =>
+      ChildProcess.make(
+        process.execPath,
+        [
+          ...process.execArgv,
+          process.argv[1]!,
+          ...["instance", "--id", id, "--app", options.app, "--port", String(port)],
+          ...["--files", options.files, "--log-level", options.logLevel]
+        ],
+        {
+          // A Redis that the environment names, the child finds there as well.
+          ...(own !== undefined && {
+            env: { REDIS_URL: own.url, REDIS_USERNAME: undefined, REDIS_PASSWORD: undefined, REDIS_TLS: undefined },
+            extendEnv: true
+          }),
+          stdin: "pipe",
+          additionalFds: { [`fd${Child.messagesFd}`]: { type: "output" } },
+          killSignal: "SIGKILL"
+        }
+      )
+
+    const stop = (child: ChildProcessHandle, output: Fiber.Fiber<void>) =>
+      Effect.raceFirst(
+        child.kill({ killSignal: "SIGTERM", forceKillAfter: stopWithin }),
+        Effect.andThen(Effect.interruptible(Deferred.await(hurry)), child.kill({ killSignal: "SIGKILL" }))
+      ).pipe(Effect.andThen(Effect.timeoutOption(Fiber.await(output), "1 second")), Effect.ignore)
+
+    /** Runs a child until it ends; tells how. `onListening` may be called once. */
+    const runOnce = (name: string, id: string, port: number, onListening: (url: string) => Effect.Effect<void>) =>
+      Effect.gen(function* () {
+        const child = yield* command(id, port)
+        const output = yield* Effect.forkScoped(
+          Effect.all([forward(name, child.stdout, Console.log), forward(name, child.stderr, Console.error)], {
+            concurrency: 2,
+            discard: true
+          })
+        )
+        yield* Effect.addFinalizer(() => stop(child, output))
+        const listening = yield* Deferred.make<void>()
+        let failure: string | undefined
+        // Ends with the child.
+        const messages = yield* child.getOutputFd(Child.messagesFd).pipe(
+          Stream.decodeText(),
+          Stream.splitLines,
+          Stream.mapEffect((line) => Schema.decodeEffect(Child.Message)(line)),
+          Stream.runForEach((message) => {
+            if (message._tag === "Listening") {
+              return Effect.andThen(onListening(message.url), Deferred.succeed(listening, undefined))
+            }
+            failure = message.detail
+            return Effect.void
+          }),
+          Effect.ignore,
+          Effect.forkScoped
+        )
+        const inTime = yield* Effect.raceFirst(Deferred.await(listening), Fiber.await(messages)).pipe(
+          Effect.timeoutOption(startWithin)
+        )
+        if (Option.isNone(inTime)) return `does not listen within ${startWithin}`
+        yield* Fiber.await(messages)
+        const ended = yield* howItEnded(child)
+        yield* Fiber.await(output)
+        return failure ?? ended
+      }).pipe(
+        Effect.scoped,
+        Effect.catch((error) => Effect.succeed(describe(error)))
+      )
+
+    /** Keeps an instance running. `first` is done when it listens, or cannot. */
+    const keep = (name: string, firstPort: number, first: Deferred.Deferred<RunningInstance, Refused>) =>
+      Effect.suspend(() => {
+        let count = 0
+        let port = firstPort
+        const once = Effect.gen(function* () {
+          const id = ++count === 1 ? name + suffix : `${name}${suffix}.${count}`
+          const since = yield* Clock.monotonicTimeNanos
+          const how = yield* runOnce(name, id, port, (url) => {
+            port = Number(new URL(url).port)
+            return count === 1 ? Deferred.succeed(first, { id, url }) : Effect.logInfo(`Listens again, as ${id}`)
+          })
+          const isFirst = yield* Deferred.fail(first, new Refused({ detail: `instance ${name}: ${how}` }))
+          if (isFirst) return yield* Effect.never
+          yield* Effect.logError(`The process ${how}; starting it again`)
+          return (yield* Clock.monotonicTimeNanos) - since
+        })
+        return once.pipe(
+          Effect.repeat({ schedule: restarts, while: (lived) => lived < Duration.toNanosUnsafe(well) }),
+          Effect.forever,
+          Effect.annotateLogs({ instance: name })
+        )
+      })
+
+    const firsts = yield* Effect.forEach(options.names, () => Deferred.make<RunningInstance, Refused>())
+    yield* Effect.forEach(
+      options.names,
+      (name, i) => keep(name, options.port === 0 ? 0 : options.port + i, firsts[i]!),
+      { concurrency: "unbounded", discard: true }
+    ).pipe(Effect.forkScoped)
+    const failed = own === undefined ? Effect.never : own.ended
+    const instances = yield* Effect.raceFirst(
+      Effect.forEach(firsts, Deferred.await, { concurrency: "unbounded" }),
+      failed
+    )
+    return { instances, redis: Option.getOrElse(variable, () => "a private redis-server"), failed }
+  })

@@ -1,0 +1,97 @@
+/** Starts `main.ts` as a process of its own, and talks to it. */
+import { type ChildProcess, execFileSync, spawn } from "node:child_process"
+import path from "node:path"
+
+const root = path.join(import.meta.dirname, "..", "..")
+const children: Array<ChildProcess> = []
+
+export const killAll = () => {
+  for (const child of children.splice(0)) child.kill("SIGKILL")
+}
+
+export interface Main {
+  /** Grows as it prints. */
+  output: string
+  readonly pid: number
+  readonly exited: Promise<number | null>
+  readonly kill: (signal: NodeJS.Signals) => void
+}
+
+/** With the environment as it is, except for `env`; `undefined` takes a variable away. */
+export const mainWith = (env: Record<string, string | undefined>, ...args: ReadonlyArray<string>): Main => {
+  const child = spawn(process.execPath, [path.join(root, "src", "main.ts"), ...args], {
+    cwd: root,
+    env: { ...process.env, ...env }
+  })
+  children.push(child)
+  const host: Main = {
+    output: "",
+    pid: child.pid!,
+    exited: new Promise<number | null>((resolve) => child.on("close", resolve)),
+    kill: (signal) => child.kill(signal)
+  }
+  const collect = (text: Buffer) => {
+    host.output += text.toString()
+  }
+  child.stdout.on("data", collect)
+  child.stderr.on("data", collect)
+  return host
+}
+
+export const main = (...args: ReadonlyArray<string>): Main => mainWith({}, ...args)
+
+/** Asks again until the answer is there; fails after 20 seconds. */
+export const until = async <A>(what: string, ask: () => Promise<A | undefined> | A | undefined): Promise<A> => {
+  const deadline = performance.now() + 20_000
+  while (performance.now() < deadline) {
+    const answer = await ask()
+    if (answer !== undefined) return answer
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+  throw new Error(`never happened: ${what}`)
+}
+
+/** The URLs that `start` prints, in the order of the instances. */
+export const urls = (host: { readonly output: string }, count: number): Promise<ReadonlyArray<string>> =>
+  until(`${count} instances listen:\n${host.output}`, () => {
+    const found = [...host.output.matchAll(/^ {2}\S+ {2}(http:\S+)/gm)].map(([, url]) => url!)
+    return found.length === count && host.output.includes("Ctrl-C") ? found : undefined
+  })
+
+export const request = async (method: string, url: string, body?: unknown) => {
+  const response = await fetch(url, {
+    method,
+    ...(body === undefined ? {} : { body: JSON.stringify(body), headers: { "content-type": "application/json" } })
+  })
+  const text = await response.text()
+  return { status: response.status, body: text === "" ? undefined : JSON.parse(text) }
+}
+
+export interface Process {
+  readonly pid: number
+  readonly parent: number
+  readonly command: string
+}
+
+/** What a process has started, directly or not. */
+export const descendants = (pid: number): ReadonlyArray<Process> => {
+  const all = execFileSync("ps", ["-eo", "pid=,ppid=,args="], { encoding: "utf8", maxBuffer: 1 << 24 })
+    .trim()
+    .split("\n")
+    .map((line): Process => {
+      const [, pid, parent, command] = /^\s*(\d+)\s+(\d+)\s+(.*)$/.exec(line)!
+      return { pid: Number(pid), parent: Number(parent), command: command! }
+    })
+  const of = (parent: number): ReadonlyArray<Process> =>
+    all.filter((process) => process.parent === parent).flatMap((process) => [process, ...of(process.pid)])
+  return of(pid)
+}
+
+export const isAlive = (pid: number): boolean => {
+  try {
+    process.kill(pid, 0)
+    return true
+  } catch {
+    return false
+  }
+}
