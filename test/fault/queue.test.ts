@@ -248,16 +248,22 @@ describe.concurrent("a queue on Redis", () => {
     Effect.gen(function* () {
       const queue = yield* client(server.url)
       const proxy = yield* proxied(server)
+      // It has one job, and room for others.
+      yield* queue.publish("first", "wait")
       yield* startWorker(server, proxy.url, 60_000)
-      yield* queue.publish("first", "return")
-      yield* seen(server, "first", "ended")
-      yield* Effect.sleep("200 millis")
+      yield* seen(server, "first", "started")
       yield* proxy.blackhole
-      yield* queue.publish("a", "return")
-      assert.strictEqual((yield* queue.depth).inFlight, 1)
+      yield* queue.publish("second", "return")
+      assert.strictEqual((yield* queue.depth).inFlight, 2)
       yield* proxy.heal
-      const [run] = yield* seen(server, "a", "ended")
+      const [run] = yield* seen(server, "second", "ended")
       assert.strictEqual(run!.attempt, 1)
+      yield* server.command("set", "go:first", "")
+      yield* until(
+        "all done",
+        Effect.map(queue.depth, (depth) => JSON.stringify(depth) === JSON.stringify(empty))
+      )
+      assert.lengthOf(yield* seen(server, "first", "started"), 1)
     }))
 
   test("goes on when its scripts are flushed, running every job once", (server) =>

@@ -1,5 +1,126 @@
-import { RedisEventQueueStore } from "../../src/layers/redis/index.ts"
+import { assert, describe, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
+import { Cohort, EventQueue, Job } from "../../src/index.ts"
 import { suite } from "../contract/queue.ts"
-import { redisPart } from "./redis.ts"
+import * as RedisServer from "../servers/RedisServer.ts"
+import { redis } from "./redis.ts"
 
-suite(redisPart(RedisEventQueueStore.layer), { propertyRuns: 20 })
+suite(redis, { propertyRuns: 20 })
+
+const Task = Job.make("task", Schema.Struct({ n: Schema.Number }))
+
+const until = (what: string, condition: () => boolean) =>
+  Effect.promise(() => RedisServer.waitUntil(condition, () => `never: ${what}`, 10_000))
+
+/** Two instances on a server of the test's own. */
+const inside = Effect.gen(function* () {
+  const server = yield* RedisServer.make({ appendOnly: false })
+  const instance = Effect.map(
+    Layer.build(Cohort.layerRedis({ url: server.url })),
+    (context) =>
+      <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+        Effect.orDie(Effect.provide(effect, context))
+  )
+  return { server, a: yield* instance, b: yield* instance }
+})
+
+const info = (server: RedisServer.RedisServer, section: string, field: string) =>
+  Effect.map(server.command("info", section), (text) =>
+    Number(new RegExp(`^${field}:(.*)$`, "m").exec(String(text))![1])
+  )
+
+describe("EventQueue on Redis, seen from inside", () => {
+  it.live("a waiting job of 200 bytes takes less than 600 bytes of Redis", () =>
+    Effect.gen(function* () {
+      const { a, server } = yield* inside
+      const Text = Job.make("task", Schema.String)
+      const publish = (n: number) =>
+        a(
+          Effect.forEach(Array.from({ length: n }), () => EventQueue.publish(Text, "x".repeat(198)), {
+            concurrency: 200,
+            discard: true
+          })
+        )
+      yield* publish(1_000)
+      const before = yield* info(server, "memory", "used_memory_dataset")
+      yield* publish(20_000)
+      const bytes = ((yield* info(server, "memory", "used_memory_dataset")) - before) / 20_000
+      assert.isBelow(bytes, 600)
+      assert.isAbove(bytes, 200, "they are there")
+    })
+  )
+
+  it.live("jobs that were read ahead do not wait behind a handler that takes its time", () =>
+    Effect.gen(function* () {
+      const { a, b } = yield* inside
+      const ended = new Map<number, number>()
+      const slow = yield* Deferred.make<void>()
+      // The first one reads ahead while it is quick, then meets the slow one.
+      for (let n = 0; n < 400; n++) yield* a(EventQueue.publish(Task, { n }))
+      const options = {
+        process: ({ n }: { readonly n: number }, { attempt }: EventQueue.JobInfo) =>
+          Effect.andThen(
+            n === 200 ? Deferred.await(slow) : Effect.void,
+            Effect.sync(() => ended.set(n, attempt))
+          )
+      }
+      yield* a(EventQueue.subscribe(Task, options))
+      yield* until("the first is at the slow one", () => ended.size >= 200)
+      yield* b(EventQueue.subscribe(Task, options))
+      yield* until("all but one have ended", () => ended.size === 399)
+      yield* Deferred.succeed(slow, undefined)
+      yield* until("all have ended", () => ended.size === 400)
+      assert.deepStrictEqual([...new Set(ended.values())], [1], "what was given back has lost no attempt")
+    })
+  )
+
+  it.live("an idle worker costs a request in seconds, and a quick handler less than three a job", () =>
+    Effect.gen(function* () {
+      const { a, b, server } = yield* inside
+      let ended = 0
+      yield* a(EventQueue.subscribe(Task, { process: () => Effect.sync(() => ended++) }))
+      yield* Effect.sleep("200 millis")
+      const idle = yield* info(server, "stats", "total_commands_processed")
+      yield* Effect.sleep("1 second")
+      // Heartbeats, and what this test asks.
+      assert.isBelow((yield* info(server, "stats", "total_commands_processed")) - idle, 6)
+      yield* b(
+        Effect.forEach(Array.from({ length: 1_000 }), (_, n) => EventQueue.publish(Task, { n }), {
+          concurrency: 100,
+          discard: true
+        })
+      )
+      yield* until("all have ended", () => ended === 1_000)
+      const calls = String(yield* server.command("info", "commandstats"))
+      assert.isBelow(Number(/cmdstat_evalsha:calls=(\d+)/.exec(calls)![1]), 3_000)
+    })
+  )
+
+  it.live("nothing is left of jobs that have ended", () =>
+    Effect.gen(function* () {
+      const { a, server } = yield* inside
+      let ended = 0
+      const Retried = Job.make("task", Schema.Struct({ n: Schema.Number }), { keepId: "50 millis", maxRetries: 1 })
+      yield* a(
+        EventQueue.subscribe(Retried, {
+          process: (_, { attempt }) => (attempt === 1 ? Effect.fail("once") : Effect.sync(() => ended++))
+        })
+      )
+      for (let n = 0; n < 10; n++) yield* a(EventQueue.publish(Retried, { n }))
+      yield* until("all have ended", () => ended === 10)
+      yield* Effect.sleep("300 millis")
+      // A publish forgets the ids whose time is over.
+      yield* a(EventQueue.publish(Job.make("task", Schema.Struct({ n: Schema.Number }), { maxRetries: 1 }), { n: 1 }))
+      yield* until("that one, too", () => ended === 11)
+      yield* Effect.sleep("300 millis")
+      const keys = (yield* server.command("keys", "cohort:*queue*")) as ReadonlyArray<string>
+      assert.deepStrictEqual(
+        keys.filter((key) => !/:(idle|ended)$/.test(key)),
+        []
+      )
+    })
+  )
+})

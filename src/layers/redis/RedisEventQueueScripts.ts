@@ -14,8 +14,8 @@
  * - `ended`, a sorted set: ids that still deduplicate, by until when (Unix ms).
  * - `dead`, a sorted set: ids of dead letters in the order of their deaths.
  * - `letters`, a hash: id to the JSON `[record, attempts, reason, first error, last error, diedAt]`.
- * - `idle`, a sorted set: workers that have found less than they asked for, longest first, each with the name of
- *   the take that found it: `<take> <how many more> <lease> <channel>`.
+ * - `idle`, a sorted set: workers that have found less than they asked for, longest first, each with the name
+ *   of the take that found it: `<take>! <how many more> <lease> <channel>`.
  *
  * What is published while workers are idle is given to them at once, as if their takes had found it, in a message
  * to their channels. Whatever else comes wakes them, with an empty message, to take again.
@@ -189,7 +189,7 @@ end
 if #ids < tonumber(ARGV[1]) then
   local more = ARGV[4] - #ids
   if more > 0 then
-    call('zadd', idle, int(time[1] * 1000000 + time[2]), ARGV[3] .. ' ' .. int(more) .. ' ' .. ARGV[2] .. ' ' .. ARGV[5])
+    call('zadd', idle, int(time[1] * 1000000 + time[2]), ARGV[3] .. '! ' .. int(more) .. ' ' .. ARGV[2] .. ' ' .. ARGV[5])
     call('pexpire', idle, ${idleMillis})
   end
   local first, lease = call('zrange', delayed, 0, 0, 'withscores')[2], call('zrange', held, 0, 0, 'withscores')[2]

@@ -4,7 +4,7 @@
  * Every one works on one lock, in one hash slot: `KEYS[1]` is its last grant, the
  * text `<fence> <end, Unix ms> <owner>` (the owner is empty once released),
  * `KEYS[2]` the list of those who wait, first come first, and `KEYS[3]` the hash of
- * what they wait with: `<deadline, Unix ms> <ttl> <channel>`.
+ * what they wait with: `<deadline, Unix ms> <lease, ms> <channel>`.
  *
  * Owners and waiters are known by the id of their request. Time is that of Redis.
  */
@@ -32,31 +32,32 @@ end
 local function int(n) return string.format('%.0f', n) end
 local function held() return owner ~= '' and ends > now end
 local function put(fence, till, who)
+  last, ends, owner = fence, till, who
   redis.call('set', KEYS[1], int(fence) .. ' ' .. int(till) .. ' ' .. who, 'px', int(math.max(till - now, 0) + ${fenceMemoryMillis}))
 end
 -- More than every fence before: by the clock, also after a flush.
 local function nextFence() return math.max(last + 1, micros) end
 
--- Grants the lock to the first waiter that is alive, and tells it. On one server, one without
--- a subscription has lost its process. Returns the fence when that waiter is the one who asks.
-local function passOn(asking, isCluster)
+-- The deadline, lease and channel of one who waits, if it still does.
+local function waiterOf(id)
+  local waiter = redis.call('hget', KEYS[3], id)
+  if waiter then return string.match(waiter, '^(%d+) (%d+) (.*)$') end
+end
+
+-- Grants the lock to the first waiter that is alive, and tells it, unless it is the one who asks.
+-- On one server, one without a subscription has lost its process. Returns whether there was one.
+local function passOn(isCluster, asking)
   while true do
     local id = redis.call('lpop', KEYS[2])
-    if not id then return nil end
-    local waiter = redis.call('hget', KEYS[3], id)
-    if waiter then
+    if not id then return false end
+    local deadline, lease, channel = waiterOf(id)
+    if deadline then
       redis.call('hdel', KEYS[3], id)
-      local deadline, ttl, channel = string.match(waiter, '^(%d+) (%d+) (.*)$')
-      if tonumber(deadline) > now then
-        local fence = nextFence()
-        if id == asking then
-          put(fence, now + ttl, id)
-          return fence, true
-        end
-        if redis.call('publish', channel, id .. ' ' .. int(fence)) > 0 or isCluster == '1' then
-          put(fence, now + ttl, id)
-          return fence, false
-        end
+      local fence = nextFence()
+      if id == asking or tonumber(deadline) > now and
+        (redis.call('publish', channel, id .. ' ' .. int(fence)) > 0 or isCluster == '1') then
+        put(fence, now + lease, id)
+        return true
       end
     end
   end
@@ -64,78 +65,69 @@ end
 `
 
 /**
- * ARGV: id, ttl (ms), whether this is a Redis Cluster (`1`), channel.
- * Returns `{1, fence}`, or `{0, ms until the holder's lease ends}` for one who waits.
- * Asking again does no harm: a waiter keeps its place, a holder starts its ttl again.
+ * ARGV: id, lease (ms), whether this is a Redis Cluster (`1`), channel.
+ * Returns `{1, fence}`, or `{0, fence of the last grant, ms until it ends}` for one who waits.
+ * Asking again does no harm: a waiter keeps its place, a holder starts its lease again.
  */
 export const acquire = RedisScript.make(
   `${prelude}
-local id, ttl = ARGV[1], tonumber(ARGV[2])
-if held() and owner == id then
-  put(last, now + ttl, id)
-  return {1, int(last)}
+local id, lease = ARGV[1], ARGV[2]
+if held() then
+  if owner == id then put(last, now + lease, id) end
+elseif not passOn(ARGV[3], id) then
+  redis.call('hdel', KEYS[3], id)
+  put(nextFence(), now + lease, id)
 end
-local waiter = int(now + ${waiterMillis}) .. ' ' .. ARGV[2] .. ' ' .. ARGV[4]
-local waits = redis.call('hexists', KEYS[3], id) == 1
-if not held() then
-  if not waits and redis.call('llen', KEYS[2]) == 0 then
-    local fence = nextFence()
-    put(fence, now + ttl, id)
-    return {1, int(fence)}
-  end
+if owner == id then return {1, int(last)} end
+if redis.call('hset', KEYS[3], id, int(now + ${waiterMillis}) .. ' ' .. lease .. ' ' .. ARGV[4]) == 1 then
+  redis.call('rpush', KEYS[2], id)
 end
-redis.call('hset', KEYS[3], id, waiter)
-if not waits then redis.call('rpush', KEYS[2], id) end
 redis.call('pexpire', KEYS[2], ${2 * waiterMillis})
 redis.call('pexpire', KEYS[3], ${2 * waiterMillis})
-if not held() then
-  local fence, mine = passOn(id, ARGV[3])
-  if mine then return {1, int(fence)} end
-  return {0, int(ttl)}
-end
-return {0, int(ends - now)}`,
+return {0, int(last), int(ends - now)}`,
   { retry: true }
 )
 
-/** ARGV: id, ttl (ms), whether this is a Redis Cluster (`1`). Returns the fence, or `''`; never waits. */
+/** ARGV: id, lease (ms), whether this is a Redis Cluster (`1`). Returns the fence, or `''`; never waits. */
 export const tryAcquire = RedisScript.make(
   `${prelude}
+local id, lease = ARGV[1], ARGV[2]
 if held() then
-  if owner ~= ARGV[1] then return '' end
-  put(last, now + ARGV[2], owner)
-  return int(last)
+  if owner == id then put(last, now + lease, id) end
+elseif not passOn(ARGV[3]) then
+  put(nextFence(), now + lease, id)
 end
-if redis.call('llen', KEYS[2]) > 0 and passOn('', ARGV[3]) then return '' end
-local fence = nextFence()
-put(fence, now + ARGV[2], ARGV[1])
-return int(fence)`,
+return owner == id and int(last) or ''`,
   { retry: true }
 )
 
-/** ARGV: id, ttl (ms). Returns 1, or 0 when the grant is over. */
+/**
+ * ARGV: id, lease (ms). Returns 1, or 0 when the grant is over.
+ * When it now ends earlier, the first who waits and listens is told to ask again.
+ */
 export const renew = RedisScript.make(
   `${prelude}
 if not held() or owner ~= ARGV[1] then return 0 end
+local before = ends
 put(last, now + ARGV[2], owner)
+if ends < before then
+  for _, id in ipairs(redis.call('lrange', KEYS[2], 0, -1)) do
+    local _, _, channel = waiterOf(id)
+    if channel and redis.call('publish', channel, id) > 0 then break end
+  end
+end
 return 1`,
   { retry: true }
 )
 
-/** ARGV: id, whether this is a Redis Cluster (`1`). Ends a grant, if it is still the last one, and passes the lock on. */
+/**
+ * ARGV: id, whether this is a Redis Cluster (`1`). Ends a request, whether it waits or was granted;
+ * the lock goes to the next.
+ */
 export const release = RedisScript.make(
   `${prelude}
-if owner ~= ARGV[1] then return end
-if redis.call('exists', KEYS[2]) == 1 and passOn('', ARGV[2]) then return end
-put(last, 0, '')`,
-  { retry: true }
-)
-
-/** ARGV: id, whether this is a Redis Cluster (`1`). Withdraws a request, granted meanwhile or not. */
-export const withdraw = RedisScript.make(
-  `${prelude}
-if redis.call('hdel', KEYS[3], ARGV[1]) == 1 then redis.call('lrem', KEYS[2], 1, ARGV[1]) end
-if owner ~= ARGV[1] then return end
-if passOn('', ARGV[2]) then return end
-put(last, 0, '')`,
+local id = ARGV[1]
+if redis.call('hdel', KEYS[3], id) == 1 then redis.call('lrem', KEYS[2], 1, id) end
+if owner == id and not passOn(ARGV[2]) then put(last, 0, '') end`,
   { retry: true }
 )

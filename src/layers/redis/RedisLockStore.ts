@@ -7,7 +7,12 @@
  *   lease ends, so a message that was lost costs time and nothing else.
  * - **Waiters that died are passed over**: at once when their process has no
  *   subscription any more (one server), otherwise 10 seconds after they last asked.
- *   One that was cut off that long waits again from the end of the line.
+ *   One that was cut off that long waits again from the end of the line. Until then a
+ *   waiter whose process is frozen, or cut off without a word, may be granted the lock
+ *   and keep it for its ttl.
+ * - **Leases** end in Redis a few milliseconds later than for their holder, so that its
+ *   work is stopped before the next one comes. They end by the clock of Redis: one that
+ *   is set forward ends them early.
  * - **Fences** are the clock of Redis in microseconds, or one more than the last:
  *   they increase across restarts and across a flushed store, as long as the clock
  *   is not set back while the key was unused for an hour.
@@ -22,13 +27,13 @@
 import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
-import * as Semaphore from "effect/Semaphore"
 import * as Timers from "../../services/internal/Timers.ts"
 import { type Grant, LockStore } from "../../services/LockStore.ts"
-import type { Unavailable } from "../../services/Reason.ts"
+import { Unavailable } from "../../services/Reason.ts"
 import { RedisConnection } from "./RedisConnection.ts"
 import * as Scripts from "./RedisLockScripts.ts"
 import { encodeKey, millis } from "./wire.ts"
@@ -36,12 +41,20 @@ import { encodeKey, millis } from "./wire.ts"
 /** Longest time between two asks of a waiter. */
 const askAgainMillis = 3_000
 
+/**
+ * How long Redis holds a lock for a ttl. A little longer than its holder, whose timers may be
+ * late and whose clock may be slower: the work has stopped before the next holder comes.
+ */
+const leaseOf = (ttl: number): number => millis(ttl * 1.001 + 5)
+
 /** A request for a lock, and the grant it became. */
 interface Request extends Grant {
   readonly id: string
   readonly keys: ReadonlyArray<string>
-  readonly ttl: number
+  readonly lease: number
+  /** Of the grant; of the last grant to another, while waiting. */
   fence: number
+  /** Not later than the grant. */
   since: number
   state: "waiting" | "granted" | "over"
 }
@@ -52,8 +65,8 @@ interface Waiter extends Request {
   readonly resume: (granted: Exit.Exit<Grant, Unavailable>) => void
 }
 
-/** A withdrawal that nobody waits for is worth a few tries: it is a lease that nobody holds. */
-const withdrawRetry = Schedule.exponential("500 millis").pipe(Schedule.jittered, Schedule.upTo({ times: 3 }))
+/** A release that nobody waits for is worth a few tries: it is a lease that nobody holds. */
+const releaseRetry = Schedule.exponential("500 millis").pipe(Schedule.jittered, Schedule.upTo({ times: 3 }))
 
 /**
  * Makes the store of one instance.
@@ -78,7 +91,7 @@ export const make: Effect.Effect<LockStore["Service"], never, RedisConnection | 
       id: `${nonce}.${(count++).toString(36)}`,
       key,
       keys: [base, `${base}:q`, `${base}:w`],
-      ttl: millis(ttl),
+      lease: leaseOf(ttl),
       fence: 0,
       since: timers.now(),
       state: "waiting"
@@ -86,22 +99,29 @@ export const make: Effect.Effect<LockStore["Service"], never, RedisConnection | 
   }
 
   /** Gives up a request, whether or not it was granted meanwhile. */
-  const withdraw = (request: Request) =>
+  const release = (request: Request) =>
     Effect.suspend(() => {
       request.state = "over"
-      return redis.run(Scripts.withdraw, request.keys, [request.id, isCluster])
+      return redis.run(Scripts.release, request.keys, [request.id, isCluster])
     })
 
-  const withdrawSoon = (request: Request) => {
+  const releaseSoon = (request: Request) => {
     request.state = "over"
-    runFork(Effect.forkIn(Effect.ignore(Effect.retry(withdraw(request), withdrawRetry)), scope))
+    runFork(Effect.forkIn(Effect.ignore(Effect.retry(release(request), releaseRetry)), scope))
   }
+
+  /** Whether what was granted since `sent` may be half over, as after an outage. Asking again starts it again. */
+  const isLate = (request: Request, sent: number) => timers.now() - sent > request.lease / 2
 
   // --- waiting ---
 
-  const end = (waiter: Waiter, result: Exit.Exit<Grant, Unavailable>) => {
+  const leave = (waiter: Waiter) => {
     waiters.delete(waiter.id)
     if (waiter.timer !== undefined) timers.cancel(waiter.timer)
+  }
+
+  const end = (waiter: Waiter, result: Exit.Exit<Grant, Unavailable>) => {
+    leave(waiter)
     waiter.resume(result)
   }
 
@@ -112,60 +132,68 @@ export const make: Effect.Effect<LockStore["Service"], never, RedisConnection | 
     end(waiter, Exit.succeed(waiter))
   }
 
-  const ask = (waiter: Waiter) => {
+  /** `again`: the answer may be as late as it likes. */
+  const ask = (waiter: Waiter, again = false) => {
     const sent = timers.now()
-    redis.requestRun<[number, string]>(
+    redis.requestRun<[number, string, string]>(
       Scripts.acquire,
       waiter.keys,
-      [waiter.id, waiter.ttl, isCluster, channel],
+      [waiter.id, waiter.lease, isCluster, channel],
       (result) => {
-        if (waiter.state !== "waiting") {
-          // It came too late, and may have asked for a lock that is over.
-          if (waiter.state === "over" && result._tag === "Success") withdrawSoon(waiter)
+        if (result._tag === "Failure") {
+          if (waiter.state === "waiting") {
+            releaseSoon(waiter)
+            end(waiter, Exit.failCause(result.cause))
+          }
           return
         }
-        if (result._tag === "Failure") {
-          withdrawSoon(waiter)
-          return end(waiter, Exit.failCause(result.cause))
+        const [isGranted, fence, ends] = result.value
+        if (waiter.state !== "waiting") {
+          // Late, and perhaps the first to reach Redis after the end of what was granted: then it asked for a new grant.
+          if (waiter.state === "over" || Number(fence) > waiter.fence) releaseSoon(waiter)
+          return
         }
-        const [isGranted, value] = result.value
-        if (isGranted === 1) return granted(waiter, Number(value), sent)
+        if (isGranted === 1) {
+          return again || !isLate(waiter, sent) ? granted(waiter, Number(fence), sent) : ask(waiter, true)
+        }
+        waiter.fence = Number(fence)
         waiter.since = sent
-        const next = Math.min(Number(value) + 2, askAgainMillis)
         if (waiter.timer !== undefined) timers.cancel(waiter.timer)
-        waiter.timer = timers.at(timers.now() + next, () => ask(waiter))
+        waiter.timer = timers.at(timers.now() + Math.min(Number(ends) + 2, askAgainMillis), () => ask(waiter))
       }
     )
   }
 
+  /** `<id> <fence>` is a grant; `<id>` alone says that asking again is worth it. */
   const onMessage = (message: string) => {
-    const [id, fence] = message.split(" ") as [string, string]
+    const [id, text] = message.split(" ") as [string, string | undefined]
     const waiter = waiters.get(id)
     if (waiter === undefined) return
+    const fence = Number(text ?? Number.POSITIVE_INFINITY)
+    // One that was late: this waiter has been told to wait since.
+    if (fence <= waiter.fence) return
     // The grant came after the last ask that was told to wait. If that is long ago
-    // for such a ttl, another ask starts the ttl again, and tells when.
-    if (timers.now() - waiter.since > waiter.ttl / 10) ask(waiter)
-    else granted(waiter, Number(fence), waiter.since)
+    // for such a ttl, another ask starts the lease again, and tells when.
+    if (text === undefined || timers.now() - waiter.since > waiter.lease / 10) ask(waiter)
+    else granted(waiter, fence, waiter.since)
   }
 
-  /** Made when someone first waits; whoever waits must be heard of from then on. */
+  const askAll = () => {
+    for (const waiter of [...waiters.values()]) ask(waiter)
+  }
+
+  /** Whoever waits must be heard of. */
   let subscribed = false
-  const subscribing = yield* Semaphore.make(1)
-  const subscribe = Effect.suspend(() =>
-    subscribed
-      ? Effect.void
-      : Effect.map(
-          Scope.provide(
-            redis.subscribe(channel, onMessage, () => {
-              for (const waiter of [...waiters.values()]) ask(waiter)
-            }),
-            scope
-          ),
-          () => {
-            subscribed = true
-          }
-        )
-  ).pipe(subscribing.withPermits(1))
+  let subscribing: Fiber.Fiber<void, Unavailable> | undefined
+  const subscribe: Effect.Effect<void, Unavailable> = Effect.suspend(() => {
+    subscribing ??= runFork(Scope.provide(redis.subscribe(channel, onMessage, askAll), scope))
+    const fiber = subscribing
+    fiber.addObserver((exit) => {
+      subscribed ||= Exit.isSuccess(exit)
+      if (subscribing === fiber) subscribing = undefined
+    })
+    return Fiber.join(fiber)
+  })
 
   const wait = (space: string, key: string, ttl: number): Effect.Effect<Grant, Unavailable> =>
     Effect.suspend(() => {
@@ -178,43 +206,60 @@ export const make: Effect.Effect<LockStore["Service"], never, RedisConnection | 
       }).pipe(
         Effect.onInterrupt(() =>
           Effect.suspend(() => {
-            if (waiting === undefined) return Effect.void
-            waiters.delete(waiting.id)
-            if (waiting.timer !== undefined) timers.cancel(waiting.timer)
-            return Effect.ignore(withdraw(waiting))
+            const waiter = waiting
+            if (waiter === undefined) return Effect.void
+            leave(waiter)
+            return Effect.catch(Effect.asVoid(release(waiter)), () => Effect.sync(() => releaseSoon(waiter)))
           })
         )
       )
     })
+
+  yield* Effect.addFinalizer(() =>
+    Effect.suspend(() => {
+      subscribing?.interruptUnsafe()
+      return Effect.forEach(
+        [...waiters.values()],
+        (waiter) => {
+          end(waiter, Exit.fail(new Unavailable({ backend: "redis", detail: "the lock store is closed" })))
+          return Effect.ignore(release(waiter))
+        },
+        { concurrency: "unbounded", discard: true }
+      )
+    })
+  )
+
+  // At once if Redis is there, so that the first who waits does not come late. Otherwise when someone waits.
+  if ((yield* redis.state).commands === "ready") yield* Effect.ignore(subscribe)
 
   return LockStore.of({
     system: "redis",
     tryAcquire: (space, key, ttl) =>
       Effect.suspend(() => {
         const asked = request(space, key, ttl)
-        return Effect.map(
-          Effect.tapError(redis.run<string>(Scripts.tryAcquire, asked.keys, [asked.id, asked.ttl, isCluster]), () =>
-            Effect.sync(() => withdrawSoon(asked))
-          ),
-          (fence) => {
+        const run = Effect.suspend(() => {
+          asked.since = timers.now()
+          return redis.run<string>(Scripts.tryAcquire, asked.keys, [asked.id, asked.lease, isCluster])
+        })
+        return Effect.flatMap(run, (fence) =>
+          fence !== "" && isLate(asked, asked.since) ? run : Effect.succeed(fence)
+        ).pipe(
+          Effect.tapError(() => Effect.sync(() => releaseSoon(asked))),
+          Effect.map((fence) => {
             if (fence === "") return undefined
             asked.state = "granted"
             asked.fence = Number(fence)
             return asked
-          }
+          })
         )
       }),
     acquire: (space, key, ttl) =>
       subscribed ? wait(space, key, ttl) : Effect.andThen(subscribe, wait(space, key, ttl)),
     renew: (grant, ttl) => {
       const { id, keys } = grant as Request
-      return Effect.map(redis.run<number>(Scripts.renew, keys, [id, millis(ttl)]), (renewed) => renewed === 1)
+      return Effect.map(redis.run<number>(Scripts.renew, keys, [id, leaseOf(ttl)]), (renewed) => renewed === 1)
     },
-    release: (grant) => {
-      const held = grant as Request
-      held.state = "over"
-      return Effect.asVoid(redis.run(Scripts.release, held.keys, [held.id, isCluster]))
-    }
+    release: (grant) => Effect.asVoid(release(grant as Request))
   })
 })
 

@@ -81,15 +81,20 @@ export class RedisQueueWorker implements Worker {
   private held = 0
   /** Whether a take may find something. */
   private maybe = true
+  /** Whether the last one found all that it asked for, so that it is worth to read ahead. */
+  private full = false
   private readonly waiting = new Set<() => void>()
   private readonly dueTimer: Timers.Timer
   /** The take that is under way: what waits for its end. */
   private taking: Array<(result: Exit.Exit<void, Unavailable>) => void> | undefined
   /** Started by the take that asked for them, or given while idle. */
   private started: Array<Delivery> = []
-  /** The take that found less than it asked for: its worker is idle, and may be given jobs in its name. */
+  /**
+   * In what name jobs may be given to this worker, since a take found less than was wanted. One that is under way may
+   * turn out to be such a take: a message can be quicker than the reply.
+   */
   private idle: string | undefined
-  /** Takes that are to be undone: their replies are lost, or the worker is not idle any more. */
+  /** What is to be undone: takes whose replies are lost, and gifts since the worker is not idle any more. */
   private undone: Array<string> = []
 
   /** How many jobs to take ahead, and what that is derived from: how many were handed out since when. */
@@ -99,8 +104,8 @@ export class RedisQueueWorker implements Worker {
   private lastHandOut = 0
   private readonly idleTimer: Timers.Timer
 
-  /** Handed out, but whether the mark has arrived is not known. */
-  private unmarked: Array<Delivery> = []
+  /** Starts and returns of which it is not known whether they have arrived. */
+  private again: Array<Item> = []
   private readonly updates: perTurn.PerTurn<Item>
 
   constructor(
@@ -191,13 +196,15 @@ export class RedisQueueWorker implements Worker {
     this.ahead = ahead
     this.handedOut = 0
     this.countedSince = sent
+    if (this.again.length > 0) this.send([])
     const undo = this.leaveIdle()
     const count = Math.min(wanted + ahead, 1_000)
     const take = `${this.name}.${(this.takes++).toString(36)}`
     const waiting: typeof this.taking = []
     this.taking = waiting
-    // Whatever comes while it is under way is heard of by `wake`.
+    // Whatever comes while it is under way is heard of.
     this.maybe = false
+    this.idle = `${take}!`
     this.redis.requestRun<[number, ...Array<string>]>(
       Scripts.take,
       this.keys,
@@ -205,7 +212,7 @@ export class RedisQueueWorker implements Worker {
       (result) => {
         this.taking = undefined
         if (result._tag === "Failure") {
-          this.undone.push(...undo, take)
+          this.undone = [...undo, take, ...this.leaveIdle()]
           this.wake()
         } else {
           this.onTaken(result.value, take, wanted, count, sent)
@@ -220,9 +227,12 @@ export class RedisQueueWorker implements Worker {
     for (let i = 1; i < reply.length; i += 3) {
       deliveries.push(read(reply[i] as string, reply[i + 1] as string, reply[i + 2] as string, take))
     }
-    if (deliveries.length < wanted) this.idle = take
-    if (deliveries.length === count) this.maybe = true
-    else if (!this.maybe) {
+    this.full = deliveries.length === count
+    if (deliveries.length >= wanted) {
+      // Not idle: it is told of nothing.
+      this.idle = undefined
+      this.maybe = true
+    } else if (!this.maybe) {
       const wait = reply[0] < 0 ? askAgainMillis : Math.min(reply[0] + 1, askAgainMillis)
       this.timers.start(this.dueTimer, this.timers.now() + wait)
     }
@@ -277,12 +287,11 @@ export class RedisQueueWorker implements Worker {
     let marked: Exit.Exit<ReadonlyArray<boolean>, Unavailable> | undefined
     let whenMarked: ((result: Exit.Exit<ReadonlyArray<boolean>, Unavailable>) => void) | undefined
     this.ask("start", out, undefined, (result) => {
-      if (result._tag === "Failure") this.unmarked.push(...out)
       marked = result
       whenMarked?.(result)
     })
     this.updates.flush()
-    if (this.maybe && this.taking === undefined && this.held <= this.ahead / 2) this.read(0)
+    if (this.full && this.taking === undefined && this.held <= this.ahead / 2) this.read(0)
     if (this.redis.flush()) return Exit.succeed(out)
     return Effect.map(
       Effect.callback<ReadonlyArray<boolean>, Unavailable>((resume) => {
@@ -373,20 +382,8 @@ export class RedisQueueWorker implements Worker {
   }
 
   private send(items: Array<Item>): void {
-    if (this.unmarked.length > 0) {
-      const again = this.unmarked
-      this.unmarked = []
-      const answer: Answer = {
-        accepted: [],
-        left: again.length,
-        resume: (result) => {
-          if (result._tag === "Failure") this.unmarked.push(...again)
-        }
-      }
-      for (const [index, delivery] of again.entries()) {
-        items.push({ what: "start", delivery, outcome: undefined, index, answer })
-      }
-    }
+    items.push(...this.again)
+    this.again = []
     const starts: Array<Item> = []
     const renewals: Array<Item> = []
     const acks: Array<Item> = []
@@ -415,14 +412,18 @@ export class RedisQueueWorker implements Worker {
     this.redis.requestRun<string>(Scripts.update, this.keys, args, (result) => {
       let i = 0
       for (const part of [starts, renewals, acks, others]) {
-        for (const { answer, index } of part) {
+        for (const item of part) {
+          const { answer, index } = item
           if (result._tag === "Success") {
             answer.accepted[index] = result.value.charCodeAt(i++) === 49
             if (--answer.left === 0) answer.resume(Exit.succeed(answer.accepted))
-          } else if (answer.left > 0) {
-            answer.left = 0
-            answer.resume(Exit.failCause(result.cause))
+            continue
           }
+          // What the worker has not asked for it does not try again.
+          if (item.outcome === undefined && item.what !== "renew") this.again.push(item)
+          if (answer.left <= 0) continue
+          answer.left = 0
+          answer.resume(Exit.failCause(result.cause))
         }
       }
     })
