@@ -19,7 +19,7 @@ const app = (url: string, name: string) =>
 describe("two apps on one Redis", () => {
   it.live("do not see each other, whatever their names look like", () =>
     Effect.gen(function* () {
-      const { url } = yield* RedisServer.make({ appendOnly: false })
+      const { url } = yield* RedisServer.make()
       const shop = yield* app(url, "shop")
       const other = yield* app(url, "shop:cache")
 

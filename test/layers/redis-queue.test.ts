@@ -17,7 +17,7 @@ const until = (what: string, condition: () => boolean) =>
 
 /** Two instances on a server of the test's own. */
 const inside = Effect.gen(function* () {
-  const server = yield* RedisServer.make({ appendOnly: false })
+  const server = yield* RedisServer.make()
   const instance = Effect.map(
     Layer.build(Cohort.layerRedis({ url: server.url })),
     (context) =>

@@ -29,6 +29,7 @@ import { Payload } from "../../services/Payload.ts"
 import type { Unavailable } from "../../services/Reason.ts"
 import * as perTurn from "./perTurn.ts"
 import { RedisConnection } from "./RedisConnection.ts"
+import { warnUnlessDurable } from "./RedisDurability.ts"
 import * as Scripts from "./RedisEventQueueScripts.ts"
 import { RedisQueueWorker, readRecord } from "./RedisQueueWorker.ts"
 import { decodeKey, encodeKey, millis } from "./wire.ts"
@@ -55,6 +56,7 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, RedisConnect
     const timers = yield* Timers.make
     const nonce = SecureRandom.uuidV4Unsafe().replaceAll("-", "").slice(0, 12)
     let workers = 0
+    yield* Effect.forkScoped(warnUnlessDurable(redis))
 
     /** What is known of a channel: where it is, and what is published to it in this turn. */
     const queues = new Map<string, ReturnType<typeof makeQueue>>()
