@@ -1,6 +1,7 @@
 /** An instance on Redis, as an application has it. */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import { Cache, EventQueue, Instance, Lock, PubSub } from "../../src/index.ts"
 import { layerStores, RedisConnection } from "../../src/layers/redis/index.ts"
@@ -11,7 +12,9 @@ export const makeRuntime = (options: { readonly app?: string } = {}) =>
     Layer.mergeAll(Cache.layer, EventQueue.layer, Lock.layer, PubSub.layer).pipe(
       Layer.provide(layerStores),
       Layer.provide(RedisConnection.layer({ url: process.env.REDIS_URL! })),
-      Layer.provideMerge(Instance.layer({ app: options.app ?? "bench" }))
+      Layer.provideMerge(Instance.layer({ app: options.app ?? "bench" })),
+      // The result is what is written to the standard output.
+      Layer.provide(Logger.layer([]))
     )
   )
 

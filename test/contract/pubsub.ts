@@ -942,6 +942,8 @@ export const suite = (backend: Backend): void => {
             yield* Scope.close(scope, Exit.void)
             yield* publish(a, "to nobody")
             yield* publish(b, "to nobody", { onlySelf: true })
+            // Until it is on no wire any longer: nobody keeps it for who comes later.
+            yield* backend.advance("100 millis")
           }
         }))
 

@@ -333,18 +333,22 @@ export const suite = (backend: Backend): void => {
       const gated = (instance: TestInstance) =>
         Effect.gen(function* () {
           const gate = yield* Latch.make(true)
+          const begun: Array<string> = []
           const events: Array<string> = []
           yield* instance.run(
             SyncMessage.subscribe(Direct, {
               handle: (text) =>
-                Effect.andThen(
-                  gate.await,
-                  Effect.sync(() => events.push(text))
-                ),
+                Effect.suspend(() => {
+                  begun.push(text)
+                  return Effect.andThen(
+                    gate.await,
+                    Effect.sync(() => events.push(text))
+                  )
+                }),
               resync: Effect.sync(() => events.push(resynced))
             })
           )
-          return { events, gate }
+          return { begun, events, gate }
         })
 
       test("many gaps at once cause one", (cluster) =>
@@ -352,10 +356,11 @@ export const suite = (backend: Backend): void => {
           const a = yield* cluster.instance()
           const b = yield* cluster.instance()
           const c = yield* cluster.instance()
-          const { events, gate } = yield* gated(b)
+          const { begun, events, gate } = yield* gated(b)
           yield* introduce(a, [events])
           yield* gate.close
           yield* publish(a, "held")
+          yield* waitFor(() => begun.includes("held"), "the handler begins")
           for (let i = 0; i < 5; i++) {
             yield* b.disconnect
             yield* publish(a, "missed")

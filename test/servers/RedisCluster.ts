@@ -3,7 +3,7 @@
  * the slots. It is whole, in the eyes of every node, when it is handed out.
  */
 import * as Effect from "effect/Effect"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as RedisServer from "./RedisServer.ts"
 
 export interface RedisCluster {
@@ -36,4 +36,13 @@ export const make: Effect.Effect<RedisCluster, never, Scope.Scope> = Effect.gen(
     )
   )
   return { nodes }
+})
+
+let running: Promise<RedisCluster> | undefined
+
+/** One that the tests of this process share; it dies with the process. */
+export const shared: Effect.Effect<RedisCluster> = Effect.promise(() => {
+  // A scope that nobody closes: the shells end the servers with this process.
+  running ??= Effect.runPromise(Effect.flatMap(Scope.make(), (scope) => Scope.provide(make, scope)))
+  return running
 })

@@ -73,7 +73,7 @@ const ensureInstalled = Effect.sync(() => {
  * these would take the port of a server that is down, and a client that
  * reconnects to such a port ends up talking to itself.
  */
-const freePort = async (): Promise<number> => {
+export const freePort = async (): Promise<number> => {
   for (;;) {
     const port = 12_000 + Math.floor(Math.random() * 10_000)
     const isFree = await new Promise<boolean>((resolve) => {

@@ -3,8 +3,9 @@
  * subscriptions that is opened when something is first subscribed.
  *
  * - Nothing hangs: every operation succeeds, or fails with `Unavailable`, within
- *   `timeout`. While Redis is away operations wait for it that long; what was on
- *   its way when the connection went fails at once, unless it may be repeated.
+ *   `timeout`. While Redis is away operations wait for it that long, and so does
+ *   what had not left this process when the connection went, or came to a master
+ *   that is none any longer. What had left fails at once, unless it may be repeated.
  * - Commands that are issued in one turn of the event loop go out in one write.
  * - Replies and messages are read as UTF-8.
  *
@@ -19,11 +20,12 @@ import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as SubscriptionRef from "effect/SubscriptionRef"
-import { Cluster, Command, type RedisOptions as IoredisOptions, Redis } from "ioredis"
+import { Cluster, type RedisOptions as IoredisOptions, Redis } from "ioredis"
 import * as Timers from "../../services/internal/Timers.ts"
 import { InvalidInput, type Unavailable } from "../../services/Reason.ts"
 import * as RedisLink from "./RedisLink.ts"
 import { clusterOptions, config, type RedisOptions, read, type Settings } from "./RedisOptions.ts"
+import { hasNotRun, isLost, makeTurns, Request, Sent } from "./RedisRequest.ts"
 import type { RedisScript } from "./RedisScript.ts"
 import * as RedisSubscriber from "./RedisSubscriber.ts"
 
@@ -72,6 +74,11 @@ export class RedisConnection extends Context.Service<
       args: ReadonlyArray<Argument>,
       options?: { readonly retry?: boolean }
     ) => Effect.Effect<A, Unavailable>
+    /**
+     * Publishes; in order per channel. With `toSelf` it waits until this process's own subscription
+     * to the channel, if it was lost with its connection, is made again.
+     */
+    readonly publish: (channel: string, message: string, toSelf: boolean) => Effect.Effect<void, Unavailable>
     /** Runs a script on keys of one hash slot. */
     readonly run: <A = unknown>(
       script: RedisScript,
@@ -108,7 +115,10 @@ export class RedisConnection extends Context.Service<
     readonly state: Effect.Effect<State>
     /** The state now, and every change of it. */
     readonly changes: Stream.Stream<State>
-    /** A client like the one for commands that the caller owns, for what blocks a connection. Not connected yet. */
+    /**
+     * A client that the caller owns, for what blocks a connection; on a Redis Cluster, of one of its nodes. It is not
+     * connected yet, does not reconnect, and waits for an answer as long as that takes.
+     */
     readonly dedicated: () => Redis
   }
 >()("cohort/layers/redis/RedisConnection") {}
@@ -132,185 +142,243 @@ export const make = (
     const note = (change: Partial<State>) => {
       runFork(SubscriptionRef.update(states, (state) => ({ ...state, ...change })))
     }
-    const common = { timers, heartbeat: timeout / 2, reconnect: settings.reconnect }
+    const common = { timers, timeout, reconnect: settings.reconnect }
 
     // --- subscriptions ---
 
+    // Which of them is made first does not matter: neither does anything before it is asked to.
     let subscriptions: RedisLink.Link<Redis> | undefined
-    const subscriber = RedisSubscriber.make({ link: () => subscriptions!, timers, timeout })
-    subscriptions = yield* RedisLink.make({
-      ...common,
-      role: "subscriptions",
-      create: (retryStrategy) => createSubscriber(settings, retryStrategy, () => commands.client),
-      onChange: (state) => {
-        note({ subscriptions: state })
-        if (state === "ready") subscriber.onReady()
-        else if (state === "closed") subscriber.onClosed()
-        else subscriber.onDown()
-      }
+    const subscriber = RedisSubscriber.make({
+      link: () => subscriptions!,
+      timers,
+      timeout,
+      onFound: () => dispatchWaiting()
     })
 
     // --- commands ---
 
-    /** What waits for the connection, or has been sent after waiting for it. */
-    interface Waiting {
-      readonly command: string
-      readonly args: ReadonlyArray<Argument>
-      readonly retry: boolean
-      readonly timer: Timers.Timer
-      done: boolean
-      readonly resume: (result: Exit.Exit<any, Unavailable>) => void
-    }
-    const waiting = new Set<Waiting>()
+    const waiting = new Set<Request>()
+    let requests = 0
 
     const commands: RedisLink.Link<Redis | Cluster> = yield* RedisLink.make<Redis | Cluster>({
       ...common,
       role: "commands",
-      create: (retryStrategy) => createClient(settings, retryStrategy),
+      client: createClient(settings),
+      isAwaited: () => waiting.size > 0,
       onChange: (state) => {
         note({ commands: state })
-        if (state !== "ready" && state !== "closed") return
-        const entries = [...waiting]
-        waiting.clear()
-        for (const entry of entries) {
-          if (state === "ready") dispatch(entry)
-          else end(entry, Exit.fail(notConnected()))
+        if (state === "ready") {
+          // One is back: so is the other, probably.
+          subscriptions?.tryNow()
+          dispatchWaiting()
+        } else if (state === "closed") {
+          for (const request of [...waiting]) end(request, Exit.fail(notConnected()))
         }
       }
     })
     const { client } = commands
+    const isCluster = client instanceof Cluster
 
-    const notConnected = () =>
-      commands.state() === "closed"
-        ? RedisLink.unavailable("the connection is closed", commands.lastError())
-        : RedisLink.unavailable(
-            `no answer within ${timeout} ms (${RedisLink.reasonOf(commands.lastError())})`,
-            commands.lastError()
-          )
+    const subscribing = createSubscriber(settings, client)
+    subscriptions = yield* RedisLink.make<Redis>({
+      ...common,
+      role: "subscriptions",
+      client: subscribing.client,
+      onRetry: subscribing.moveOn,
+      isAwaited: () => subscriber.isAwaited() || [...waiting].some(isHeld),
+      onChange: (state) => {
+        note({ subscriptions: state })
+        if (state === "ready") {
+          commands.tryNow()
+          subscriber.onReady()
+        } else if (state === "closed") {
+          subscriber.onClosed()
+          dispatchWaiting()
+        } else subscriber.onDown()
+      }
+    })
 
-    // One write for what is sent in one turn: writing is most of what a command costs.
-    let corked: Redis["stream"] | undefined
-    const uncork = () => {
-      corked?.uncork()
-      corked = undefined
-    }
-    const cork = () => {
-      if (corked !== undefined || client instanceof Cluster) return
-      corked = client.stream
-      corked.cork()
-      process.nextTick(uncork)
-    }
-
-    /** Now, on a connection that is ready. */
-    const sendNow = (command: string, args: ReadonlyArray<Argument>): Promise<unknown> => {
-      cork()
-      const sent = new Command(command, args as Array<Argument>, utf8)
-      client.sendCommand(sent)
-      return sent.promise
-    }
-
-    const end = (entry: Waiting, result: Exit.Exit<unknown, Unavailable>) => {
-      if (entry.done) return
-      entry.done = true
-      timers.cancel(entry.timer)
-      entry.resume(result)
+    // What a node that connects cannot take yet waits here, and not in ioredis, where nothing could withdraw it.
+    if (client instanceof Cluster) {
+      const open = (node: Redis) => {
+        if (client.status !== "ready" || node.status !== "wait" || node.options.readOnly === true) return
+        node.connect().catch(() => undefined)
+      }
+      client.on("+node", (node: Redis) => {
+        node.on("ready", dispatchWaiting)
+        open(node)
+      })
+      client.on("ready", () => client.nodes("master").forEach(open))
     }
 
-    const dispatch = (entry: Waiting) => {
-      sendNow(entry.command, entry.args).then(
-        (reply) => end(entry, Exit.succeed(reply)),
+    const notConnected = () => {
+      const cause = commands.lastError()
+      const why = cause === undefined ? "" : ` (${RedisLink.reasonOf(cause)})`
+      return commands.state() === "closed"
+        ? RedisLink.unavailable(`the connection is closed${why}`, cause)
+        : RedisLink.unavailable(`no answer within ${timeout} ms${why}`, cause)
+    }
+
+    const turns = makeTurns()
+
+    const end = (request: Request, result: Exit.Exit<any, Unavailable>) => {
+      if (request.done) return
+      withdraw(request)
+      request.resume(result)
+    }
+
+    const withdraw = (request: Request) => {
+      request.done = true
+      waiting.delete(request)
+      timers.cancel(request)
+    }
+
+    const dispatch = (request: Request) => {
+      const sent = new Sent(request, turns)
+      if (request.node === undefined) client.sendCommand(sent)
+      else request.node.sendCommand(sent)
+      sent.promise.then(
+        (reply) => end(request, Exit.succeed(reply)),
         (error) => {
-          if (entry.retry && !entry.done && isLost(error) && commands.state() !== "closed") waiting.add(entry)
-          else end(entry, Exit.fail(RedisLink.unavailable(error.message, error)))
+          if (request.done) return
+          const isRepeatable = hasNotRun(sent, error) || (request.retry && isLost(error))
+          if (isRepeatable && commands.state() !== "closed") wait(request)
+          else end(request, Exit.fail(RedisLink.unavailable(error.message, error)))
         }
       )
     }
 
-    const wait = (
-      command: string,
-      args: ReadonlyArray<Argument>,
-      retry: boolean,
-      deadline: number,
-      resume: (result: Exit.Exit<any, Unavailable>) => void
-    ) => {
-      const timer = timers.at(deadline, () => {
-        waiting.delete(entry)
-        end(entry, Exit.fail(notConnected()))
-      })
-      const entry: Waiting = { command, args, retry, timer, done: false, resume }
-      if (commands.state() === "closed") return end(entry, Exit.fail(notConnected()))
+    /** Whether its own subscription must be made again before. */
+    const isHeld = (request: Request) =>
+      request.toSelf && request.channel !== undefined && subscriber.isLost(request.channel)
+
+    const wait = (request: Request) => {
+      if (commands.state() === "closed") return queueMicrotask(() => expire(request))
+      waiting.add(request)
+      if (!request.pending) timers.start(request, request.deadline || timers.now() + timeout)
+      // A node of a Redis Cluster was away, or another one has its keys now.
+      if (isCluster && commands.isReady()) timers.at(timers.now() + timeout / 20, dispatchWaiting)
       commands.connect()
-      if (commands.isReady()) dispatch(entry)
-      else waiting.add(entry)
+      if (isHeld(request)) subscriptions!.connect()
     }
+
+    /** Sends what need not wait any longer, in the order in which it was asked for. */
+    const dispatchWaiting = () => {
+      if (waiting.size === 0 || !commands.isReady()) return
+      const held = new Set<string>()
+      for (const request of [...waiting].sort((a, b) => a.number - b.number)) {
+        const { channel } = request
+        if (channel !== undefined && (held.has(channel) || isHeld(request))) {
+          held.add(channel)
+          continue
+        }
+        waiting.delete(request)
+        dispatch(request)
+      }
+    }
+
+    const submit = (request: Request): Request => {
+      request.number = ++requests
+      // Reading the clock costs; what is sent once waits from when it turns out not to have left.
+      if (request.retry || isCluster) request.deadline = timers.now() + timeout
+      const { channel } = request
+      const mustWait =
+        !commands.isReady() ||
+        (channel !== undefined &&
+          (isHeld(request) || (waiting.size > 0 && [...waiting].some((other) => other.channel === channel))))
+      if (mustWait) wait(request)
+      else dispatch(request)
+      return request
+    }
+
+    const expire = (request: Request) => end(request, Exit.fail(notConnected()))
 
     const request = <A>(
       command: string,
       args: ReadonlyArray<Argument>,
       retry: boolean,
       resume: (result: Exit.Exit<A, Unavailable>) => void
-    ): void => {
-      if (!commands.isReady()) return wait(command, args, retry, timers.now() + timeout, resume)
-      const start = retry ? timers.now() : 0
-      sendNow(command, args).then(
-        (reply) => resume(Exit.succeed(reply as A)),
-        (error) => {
-          if (retry && isLost(error)) wait(command, args, retry, start + timeout, resume)
-          else resume(Exit.fail(RedisLink.unavailable(error.message, error)))
-        }
-      )
-    }
+    ): Request => submit(new Request(command, args, retry, expire, resume))
 
+    /** Gives what withdraws it. */
     const requestRun = <A>(
       script: RedisScript,
       keys: ReadonlyArray<string>,
       args: ReadonlyArray<Argument>,
       resume: (result: Exit.Exit<A, Unavailable>) => void
-    ): void => {
+    ): (() => void) => {
       const rest = [keys.length, ...keys, ...args]
-      request<A>("evalsha", [script.sha, ...rest], script.retry, (result) => {
+      let current = request<A>("evalsha", [script.sha, ...rest], script.retry, (result) => {
         if (result._tag === "Failure" && isUnknownScript(result)) {
-          request("eval", [script.lua, ...rest], script.retry, resume)
+          current = request("eval", [script.lua, ...rest], script.retry, resume)
         } else {
           resume(result)
         }
       })
+      return () => withdraw(current)
     }
 
-    if (!settings.lazy) {
-      yield* Effect.callback<unknown, Unavailable>((resume) => request("ping", [], true, resume))
-    }
+    /** Submits a request; what still waits for the connection when it is interrupted is never sent. */
+    const ask = <A>(make: (resume: (result: Exit.Exit<A, Unavailable>) => void) => Request) =>
+      Effect.callback<A, Unavailable>((resume) => {
+        const request = submit(make(resume))
+        return Effect.sync(() => withdraw(request))
+      })
+
+    const ping = ask((resume) => new Request("ping", [], true, expire, resume))
+
+    /** SCAN on every node that owns keys. */
+    const scan = (pattern: string): Stream.Stream<ReadonlyArray<string>, Unavailable> =>
+      Effect.map(isCluster && !commands.isReady() ? ping : Effect.void, () =>
+        Stream.fromIterable(client instanceof Cluster ? client.nodes("master") : [undefined]).pipe(
+          Stream.flatMap((node) =>
+            Stream.paginate("0", (cursor: string) =>
+              Effect.map(
+                ask<[string, ReadonlyArray<string>]>((resume) => {
+                  const args = [cursor, "MATCH", pattern, "COUNT", 1_000]
+                  const request = new Request("scan", args, true, expire, resume)
+                  request.node = node
+                  return request
+                }),
+                ([next, keys]) => [[keys], next === "0" ? Option.none() : Option.some(next)] as const
+              )
+            )
+          )
+        )
+      ).pipe(Stream.unwrap)
+
+    if (!settings.lazy) yield* ping
 
     return RedisConnection.of({
-      isCluster: client instanceof Cluster,
+      isCluster,
       timeout,
       send: (command, args, options) =>
-        Effect.callback((resume) => request(command, args, options?.retry ?? false, resume)),
-      run: (script, keys, args) => Effect.callback((resume) => requestRun(script, keys, args, resume)),
+        ask((resume) => new Request(command, args, options?.retry ?? false, expire, resume)),
+      publish: (channel, message, toSelf) =>
+        ask((resume) => {
+          const request = new Request("publish", [channel, message], false, expire, resume)
+          request.channel = channel
+          request.toSelf = toSelf
+          return request
+        }),
+      run: (script, keys, args) => Effect.callback((resume) => Effect.sync(requestRun(script, keys, args, resume))),
       request,
       requestRun,
       flush: () => {
         if (client instanceof Cluster || !commands.isReady()) return false
-        uncork()
-        return client.stream.writableLength === 0
+        turns.end()
+        return client.stream.writableLength === 0 && client.stream.errored === null
       },
       subscribe: subscriber.subscribe,
-      scan: (pattern) => scan(commands, pattern),
+      scan,
       state: SubscriptionRef.get(states),
       changes: SubscriptionRef.changes(states),
-      dedicated: () =>
-        createSubscriber(
-          settings,
-          () => null,
-          () => client
-        )
+      dedicated: () => {
+        const { socketTimeout: _, ...options } = settings.client
+        return createSubscriber({ ...settings, client: options }, client).client
+      }
     })
   })
-
-const utf8 = { replyEncoding: "utf8" } as const
-
-/** Whether it was the connection that failed, and not the command. */
-const isLost = (error: unknown): boolean => !(error instanceof Error && error.name === "ReplyError")
 
 const isUnknownScript = (exit: Exit.Failure<unknown, Unavailable>): boolean =>
   exit.cause.reasons.some(
@@ -318,58 +386,31 @@ const isUnknownScript = (exit: Exit.Failure<unknown, Unavailable>): boolean =>
       reason._tag === "Fail" && reason.error.cause instanceof Error && reason.error.cause.message.startsWith("NOSCRIPT")
   )
 
-const createClient = (settings: Settings, retryStrategy: (attempt: number) => number | null): Redis | Cluster =>
-  settings.cluster === undefined
-    ? open({ ...settings.client, enableOfflineQueue: false, retryStrategy, sentinelRetryStrategy: retryStrategy })
-    : new Cluster([...settings.cluster], { ...clusterOptions(settings), clusterRetryStrategy: retryStrategy })
+const createClient = (settings: Settings): Redis | Cluster =>
+  settings.cluster === undefined ? open(settings.client) : new Cluster([...settings.cluster], clusterOptions(settings))
 
 const open = (options: IoredisOptions): Redis => new Redis({ ...options, replyMapping: "legacy" })
 
-/** A client of its own; on a Redis Cluster, of any node that is known, and another one after each failure. */
+/** A client of its own; on a Redis Cluster, of any node that is known, and of the next one after `moveOn`. */
 const createSubscriber = (
-  settings: Settings,
-  retryStrategy: (attempt: number) => number | null,
-  commands: () => Redis | Cluster
-): Redis => {
-  const { cluster } = settings
-  if (cluster === undefined) {
-    return open({ ...settings.client, retryStrategy, sentinelRetryStrategy: retryStrategy })
+  { client, cluster }: Settings,
+  commands: Redis | Cluster
+): { readonly client: Redis; readonly moveOn: () => void } => {
+  if (cluster === undefined) return { client: open(client), moveOn: () => undefined }
+  const nodes = () => {
+    const known = commands instanceof Cluster ? commands.nodes("all").map(({ options }) => options) : []
+    return known.length > 0 ? known : cluster
   }
   let turn = 0
-  const client = open({
-    ...settings.client,
-    ...cluster[0]!,
-    retryStrategy: (attempt: number) => {
-      const known = commands()
-      const nodes = known instanceof Cluster ? known.nodes("all").map(({ options }) => options) : []
-      const next = nodes.length === 0 ? cluster[++turn % cluster.length]! : nodes[++turn % nodes.length]!
-      Object.assign(client.options, { host: next.host, port: next.port })
-      return retryStrategy(attempt)
+  const created = open({ ...client, ...cluster[0]! })
+  return {
+    client: created,
+    moveOn: () => {
+      const { host, port } = nodes()[++turn % nodes().length]!
+      Object.assign(created.options, { host, port })
     }
-  })
-  return client
+  }
 }
-
-/** SCAN on every node that owns keys. */
-const scan = (
-  { client }: RedisLink.Link<Redis | Cluster>,
-  pattern: string
-): Stream.Stream<ReadonlyArray<string>, Unavailable> =>
-  Stream.suspend(() =>
-    Stream.fromIterable(client instanceof Cluster ? client.nodes("master") : [client]).pipe(
-      Stream.flatMap((node) =>
-        Stream.paginate("0", (cursor: string) =>
-          Effect.map(
-            Effect.tryPromise({
-              try: () => node.scan(cursor, "MATCH", pattern, "COUNT", 1_000),
-              catch: (error) => RedisLink.unavailable(RedisLink.reasonOf(error), error)
-            }),
-            ([next, keys]) => [[keys], next === "0" ? Option.none() : Option.some(next)] as const
-          )
-        )
-      )
-    )
-  )
 
 /**
  * Provides {@link RedisConnection}.

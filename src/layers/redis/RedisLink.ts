@@ -16,7 +16,7 @@ import * as Pull from "effect/Pull"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { Cluster, type Redis } from "ioredis"
-import type { Timers } from "../../services/internal/Timers.ts"
+import * as Timers from "../../services/internal/Timers.ts"
 import * as Metrics from "../../services/Metrics.ts"
 import { Unavailable } from "../../services/Reason.ts"
 import type { LinkState } from "./RedisConnection.ts"
@@ -36,7 +36,7 @@ export interface Link<C extends Redis | Cluster> {
 /** Keeps a client until the scope closes. */
 export const make = <C extends Redis | Cluster>(options: {
   readonly role: "commands" | "subscriptions"
-  readonly timers: Timers
+  readonly timers: Timers.Timers
   /** Within which an operation ends, in milliseconds. */
   readonly timeout: number
   readonly reconnect: Schedule.Schedule<unknown>
@@ -64,14 +64,17 @@ export const make = <C extends Redis | Cluster>(options: {
       if (next === state || state === "closed") return
       const isLost = state === "ready" && !closing
       if (isLost) lost.updateUnsafe(1, context)
-      const log =
-        next === "ready"
+      const log = closing
+        ? undefined
+        : next === "ready"
           ? Effect.logDebug("Connected to Redis")
-          : next === "closed" && !closing
+          : next === "closed"
             ? Effect.logError("Connection to Redis given up: its reconnect schedule has ended", reasonOf(lastError))
             : isLost
               ? Effect.logWarning("Connection to Redis lost", reasonOf(lastError))
-              : undefined
+              : state === "connecting"
+                ? Effect.logWarning("Redis cannot be reached; trying again", reasonOf(lastError))
+                : undefined
       if (log !== undefined) run(Effect.annotateLogs(log, attributes))
       state = next
       up.updateUnsafe(next === "ready" ? 1 : 0, context)
@@ -104,7 +107,7 @@ export const make = <C extends Redis | Cluster>(options: {
       else options.onRetry?.()
       client.connect().catch(() => undefined)
     }
-    const timer = timers.at(Number.POSITIVE_INFINITY, attempt)
+    const timer = new Task(attempt)
 
     /** Whoever waits does so no longer than the timeout: the Schedule may be too slow for that. */
     const plan = () => {
@@ -138,17 +141,17 @@ export const make = <C extends Redis | Cluster>(options: {
     client.on("end", onEnd)
 
     // The socket's timeout does the rest: it watches whoever owes an answer.
-    const heartbeat = timers.at(Number.POSITIVE_INFINITY, () => {
+    const heartbeat = new Task(() => {
       if (client.status !== "ready") return
       for (const node of nodesOf(client)) if (node.status === "ready") node.ping().catch(() => undefined)
       timers.start(heartbeat, timers.now() + timeout / 2)
     })
-    timers.cancel(heartbeat)
-    timers.cancel(timer)
 
     yield* Effect.addFinalizer(() =>
       Effect.sync(() => {
         closing = true
+        timers.cancel(timer)
+        timers.cancel(heartbeat)
         become("closed")
         // What is written goes out, but nobody waits for the other side to say goodbye: it may be dead.
         const streams = nodesOf(client).map(({ stream }) => stream as Socket | undefined)
@@ -175,6 +178,15 @@ export const make = <C extends Redis | Cluster>(options: {
     }
   })
 
+class Task extends Timers.Timer {
+  override readonly run: () => void
+
+  constructor(run: () => void) {
+    super()
+    this.run = run
+  }
+}
+
 const nodesOf = (client: Redis | Cluster): ReadonlyArray<Redis> =>
   client instanceof Cluster ? client.nodes("all") : [client]
 
@@ -182,7 +194,6 @@ const nodesOf = (client: Redis | Cluster): ReadonlyArray<Redis> =>
 export const withoutArguments = (error: unknown): unknown => {
   if (!(error instanceof Error)) return error
   if ("command" in error) delete error.command
-  if ("lastNodeError" in error) withoutArguments(error.lastNodeError)
   if (error instanceof AggregateError) for (const one of error.errors) withoutArguments(one)
   return error
 }

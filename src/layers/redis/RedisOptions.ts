@@ -1,7 +1,7 @@
 /**
  * How to reach Redis: one server, a master behind Sentinels, or a Redis Cluster.
  *
- * @since 0.1.0
+ * @since 0.2.0
  */
 import type { ConnectionOptions } from "node:tls"
 import * as Config from "effect/Config"
@@ -15,7 +15,7 @@ import { InvalidInput } from "../../services/Reason.ts"
 /**
  * Where a server listens. The port defaults to 6379, a Sentinel's to 26379.
  *
- * @since 0.1.0
+ * @since 0.2.0
  */
 export interface Address {
   readonly host: string
@@ -25,7 +25,7 @@ export interface Address {
 /**
  * Options of a connection. What the url does not say, the other options do.
  *
- * @since 0.1.0
+ * @since 0.2.0
  */
 export interface RedisOptions {
   /** `redis://user:password@host:port/db`; `rediss://` for TLS. Default `redis://127.0.0.1:6379`. */
@@ -49,6 +49,11 @@ export interface RedisOptions {
     | undefined
   /** Connects to a Redis Cluster through any of these nodes, instead of the url. */
   readonly cluster?: { readonly nodes: ReadonlyArray<Address> } | undefined
+  /**
+   * Where to reach servers that Sentinels or the nodes of a Redis Cluster tell of by addresses of their own, as
+   * behind NAT: `{ "10.0.0.1:6379": { host: "redis.example", port: 7001 } }`.
+   */
+  readonly natMap?: Readonly<Record<string, Address>> | undefined
   /** Shown by `CLIENT LIST`. Default `"cohort"`. */
   readonly name?: string | undefined
   /** `true` builds the layer before Redis is reached; `false` (default) waits for it, and fails after `timeout`. */
@@ -59,8 +64,9 @@ export interface RedisOptions {
    */
   readonly timeout?: Duration.Input | undefined
   /**
-   * When to try again after the connection is lost. Its delays must not need waiting to compute. When it ends,
-   * the connection is closed for good. Default: from 50 ms, doubling, at most 2 seconds, jittered, for ever.
+   * When to try again after the connection is lost; while an operation waits for it, every tenth of `timeout` as
+   * well, which does not count. Its delays must not need waiting to compute. When it ends, the connection is closed
+   * for good. Default: from 50 ms, doubling, at most 2 seconds, jittered, for ever.
    */
   readonly reconnect?: Schedule.Schedule<unknown> | undefined
 }
@@ -68,7 +74,7 @@ export interface RedisOptions {
 /**
  * The default of {@link RedisOptions.reconnect}.
  *
- * @since 0.1.0
+ * @since 0.2.0
  */
 export const defaultReconnect: Schedule.Schedule<unknown> = Schedule.min([
   Schedule.exponential("50 millis"),
@@ -81,7 +87,7 @@ export const defaultReconnect: Schedule.Schedule<unknown> = Schedule.min([
  * (`host:port,…`); with `REDIS_USERNAME`, `REDIS_PASSWORD`, `REDIS_TLS`
  * (`true`), `REDIS_TIMEOUT`.
  *
- * @since 0.1.0
+ * @since 0.2.0
  */
 export const config: Config.Config<RedisOptions> = Config.map(
   Config.all({
@@ -147,7 +153,11 @@ export const read = (options: RedisOptions): Settings | InvalidInput => {
     (sentinel === undefined
       ? undefined
       : (Validate.name("sentinel.master", sentinel.master) ?? invalidNodes("sentinel.nodes", sentinel.nodes))) ??
-    (cluster === undefined ? undefined : invalidNodes("cluster.nodes", cluster.nodes))
+    (cluster === undefined ? undefined : invalidNodes("cluster.nodes", cluster.nodes)) ??
+    Object.entries(options.natMap ?? {}).reduce<InvalidInput | undefined>(
+      (invalid, [from, to]) => invalid ?? invalidAddress(`natMap[${JSON.stringify(from)}]`, to),
+      undefined
+    )
   if (invalid !== undefined) return invalid
 
   const tls = readTls(options.tls ?? server.tls)
@@ -172,14 +182,22 @@ export const read = (options: RedisOptions): Settings | InvalidInput => {
       ...(username !== undefined && { username }),
       ...(password !== undefined && { password }),
       ...(tls !== undefined && { tls }),
+      ...(options.natMap !== undefined && {
+        natMap: Object.fromEntries(
+          Object.entries(options.natMap).map(([from, { host, port }]) => [from, { host, port: port ?? 6379 }])
+        )
+      }),
       db,
       connectionName: options.name ?? "cohort",
       connectTimeout: timeout,
+      sentinelCommandTimeout: timeout,
       // A connection that owes an answer and is silent this long is taken for dead.
       socketTimeout: timeout,
       lazyConnect: true,
-      // What is in flight when the connection goes fails at once: only the caller knows whether to repeat it.
-      maxRetriesPerRequest: 0,
+      // The link reconnects, and each request knows whether it may be repeated: ioredis does neither.
+      retryStrategy: () => null,
+      sentinelRetryStrategy: () => null,
+      enableOfflineQueue: false,
       autoResendUnfulfilledCommands: false,
       autoResubscribe: false,
       // After a failover the old master still answers: go and find the new one.
@@ -194,12 +212,15 @@ export const clusterOptions = (settings: Settings) => {
   return {
     lazyConnect: true,
     enableOfflineQueue: false,
+    clusterRetryStrategy: () => null,
+    // Would repeat what was on its way to a node that is lost.
+    retryDelayOnFailover: 0,
     slotsRefreshTimeout: settings.timeout,
+    ...(settings.client.natMap !== undefined && { natMap: settings.client.natMap }),
     redisOptions: {
       connectionName,
       connectTimeout,
       socketTimeout,
-      maxRetriesPerRequest: 0,
       autoResendUnfulfilledCommands: false,
       // A command that a node has not answered by then fails, whatever is tried in between.
       commandTimeout: settings.timeout,
@@ -248,11 +269,13 @@ const readTls = (tls: boolean | ConnectionOptions): ConnectionOptions | undefine
 
 const invalidNodes = (field: string, nodes: ReadonlyArray<Address>): InvalidInput | undefined => {
   if (nodes.length === 0) return new InvalidInput({ field, detail: "must name at least one node" })
-  for (const { host, port } of nodes) {
-    const invalid =
-      Validate.name(`${field}.host`, host) ??
-      (port === undefined ? undefined : Validate.invalidOf(Validate.integer(`${field}.port`, port, 1)))
+  for (const node of nodes) {
+    const invalid = invalidAddress(field, node)
     if (invalid !== undefined) return invalid
   }
   return undefined
 }
+
+const invalidAddress = (field: string, { host, port }: Address): InvalidInput | undefined =>
+  Validate.name(`${field}.host`, host) ??
+  (port === undefined ? undefined : Validate.invalidOf(Validate.integer(`${field}.port`, port, 1)))

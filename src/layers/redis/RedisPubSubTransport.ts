@@ -1,8 +1,9 @@
 /**
  * Broadcast through Redis PUBLISH.
  *
- * A message that was on its way when a connection was lost is not sent again: at
- * most once. On a Redis Cluster every node passes every message on.
+ * A message that had left when a connection was lost is not sent again: at most
+ * once. One to the publisher's own instance as well waits for its subscription, if
+ * that was lost; and those that it publishes later wait behind it. On a Redis Cluster every node passes every message on.
  *
  * @since 0.2.0
  */
@@ -23,7 +24,7 @@ export const make: Effect.Effect<PubSubTransport["Service"], never, RedisConnect
 
   return PubSubTransport.of({
     system: "redis",
-    publish: (channel, message) => Effect.asVoid(redis.send("publish", [keyOf(channel), write(message)])),
+    publish: (channel, message) => redis.publish(keyOf(channel), write(message), message.toSelf),
     subscribe: (channel, onMessage, onGap) =>
       redis.subscribe(
         keyOf(channel),

@@ -12,7 +12,7 @@ import type * as Scope from "effect/Scope"
 import type { Redis } from "ioredis"
 import type { Timers } from "../../services/internal/Timers.ts"
 import type { Unavailable } from "../../services/Reason.ts"
-import { type Link, reasonOf, unavailable } from "./RedisLink.ts"
+import { type Link, reasonOf, unavailable, withoutArguments } from "./RedisLink.ts"
 
 interface Subscriber {
   readonly onMessage: (message: string) => void
@@ -26,6 +26,8 @@ interface Subscriber {
 class Channel {
   readonly subscribers = new Set<Subscriber>()
   confirmed = false
+  /** Whether it was confirmed once, on a connection that is gone. */
+  lost = false
 }
 
 /** Subscribes for as long as the scope lives; returns once Redis has confirmed it. */
@@ -37,6 +39,10 @@ export type Subscribe = (
 
 export interface RedisSubscriber {
   readonly subscribe: Subscribe
+  /** Whether the channel is subscribed here, and not yet again after its connection was lost. */
+  readonly isLost: (channel: string) => boolean
+  /** Whether somebody waits for a confirmation. */
+  readonly isAwaited: () => boolean
   /** To be called with every change of the link's readiness. */
   readonly onReady: () => void
   readonly onDown: () => void
@@ -47,9 +53,12 @@ export const make = (options: {
   readonly link: () => Link<Redis>
   readonly timers: Timers
   readonly timeout: number
+  /** Called when channels are lost no longer: confirmed again, or left. */
+  readonly onFound: () => void
 }): RedisSubscriber => {
   const { timeout, timers } = options
   const channels = new Map<string, Channel>()
+  let waiters = 0
 
   const tell = (subscriber: Subscriber) => {
     if (!subscriber.gap) return
@@ -59,10 +68,17 @@ export const make = (options: {
 
   const confirm = (channel: Channel) => {
     channel.confirmed = true
+    channel.lost = false
     for (const subscriber of channel.subscribers) {
       tell(subscriber)
       subscriber.waiting?.(Effect.void)
     }
+  }
+
+  /** Why Redis refused a channel, if that was its answer. */
+  let refusal: unknown
+  const note = (error: unknown) => {
+    if (error instanceof Error && error.name === "ReplyError") refusal = withoutArguments(error)
   }
 
   const send = (names: ReadonlyArray<string>) => {
@@ -72,9 +88,10 @@ export const make = (options: {
     client.subscribe(...names).then(
       () => {
         for (const channel of asked) if (channel !== undefined) confirm(channel)
+        options.onFound()
       },
       // Lost with the connection: asked again when it is back. Refused by Redis: whoever waits is told by its timeout.
-      () => undefined
+      note
     )
   }
 
@@ -96,13 +113,12 @@ export const make = (options: {
 
   const join = (name: string, subscriber: Subscriber) => {
     listen()
-    const { connect, isReady } = options.link()
+    const { isReady } = options.link()
     let channel = channels.get(name)
     if (channel === undefined) {
       channel = new Channel()
       channels.set(name, channel)
       if (isReady()) send([name])
-      else connect()
     }
     channel.subscribers.add(subscriber)
     return channel
@@ -114,6 +130,7 @@ export const make = (options: {
     channels.delete(name)
     const { client, isReady } = options.link()
     if (isReady()) client.unsubscribe(name).catch(() => undefined)
+    if (channel.lost) options.onFound()
   }
 
   return {
@@ -123,36 +140,48 @@ export const make = (options: {
           const subscriber: Subscriber = { onMessage, onGap, gap: false, waiting: undefined }
           const channel = join(name, subscriber)
           if (channel.confirmed) return resume(Exit.succeed(subscriber))
-          const { lastError, state } = options.link()
-          const end = (result: Effect.Effect<Subscriber, Unavailable>) => {
+          const { connect, lastError, state } = options.link()
+          const stop = () => {
+            if (subscriber.waiting === undefined) return
             subscriber.waiting = undefined
+            waiters--
             timers.cancel(timer)
+          }
+          const end = (result: Effect.Effect<Subscriber, Unavailable>) => {
+            stop()
             resume(result)
           }
-          const giveUp = (detail: string) => {
+          const giveUp = (detail: string, cause: unknown) => {
             leave(name, subscriber)
-            end(Effect.fail(unavailable(detail, lastError())))
+            end(Effect.fail(unavailable(detail, cause)))
           }
-          const timer = timers.at(timers.now() + timeout, () =>
-            giveUp(`not subscribed within ${timeout} ms (${reasonOf(lastError())})`)
-          )
+          const timer = timers.at(timers.now() + timeout, () => {
+            const cause = lastError() ?? refusal
+            giveUp(`not subscribed within ${timeout} ms${cause === undefined ? "" : ` (${reasonOf(cause)})`}`, cause)
+          })
           subscriber.waiting = (result) => end(Effect.as(result, subscriber))
-          if (state() === "closed") giveUp("the connection is closed")
+          waiters++
+          if (state() === "closed") giveUp("the connection is closed", lastError())
+          else connect()
           return Effect.sync(() => {
-            timers.cancel(timer)
+            stop()
             leave(name, subscriber)
           })
         }),
         (subscriber) => Effect.sync(() => leave(name, subscriber)),
         { interruptible: true }
       ).pipe(Effect.asVoid),
+    isLost: (name) => channels.get(name)?.lost === true && options.link().state() !== "closed",
+    isAwaited: () => waiters > 0,
     onReady: () => {
+      refusal = undefined
       if (channels.size > 0) send([...channels.keys()])
     },
     onDown: () => {
       for (const channel of channels.values()) {
         if (!channel.confirmed) continue
         channel.confirmed = false
+        channel.lost = true
         for (const subscriber of channel.subscribers) subscriber.gap = true
       }
     },

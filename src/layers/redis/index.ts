@@ -9,9 +9,18 @@ import * as RedisConnection from "./RedisConnection.ts"
 import * as RedisEventQueueStore from "./RedisEventQueueStore.ts"
 import * as RedisLockStore from "./RedisLockStore.ts"
 import * as RedisOptions from "./RedisOptions.ts"
+import * as RedisPersistence from "./RedisPersistence.ts"
 import * as RedisPubSubTransport from "./RedisPubSubTransport.ts"
 
-export { RedisCacheStore, RedisConnection, RedisEventQueueStore, RedisLockStore, RedisOptions, RedisPubSubTransport }
+export {
+  RedisCacheStore,
+  RedisConnection,
+  RedisEventQueueStore,
+  RedisLockStore,
+  RedisOptions,
+  RedisPersistence,
+  RedisPubSubTransport
+}
 
 /**
  * All four stores, on one connection.

@@ -1,0 +1,116 @@
+/**
+ * Commands on their way to Redis: what is asked for, what is written for it, and
+ * whether that has left this process.
+ */
+import type { Socket } from "node:net"
+import type * as Exit from "effect/Exit"
+import { Command, type Redis } from "ioredis"
+import * as Timers from "../../services/internal/Timers.ts"
+import type { Unavailable } from "../../services/Reason.ts"
+import type { Argument } from "./RedisConnection.ts"
+
+/** A command that somebody waits for: on its way, or for the connection. */
+export class Request extends Timers.Timer {
+  readonly command: string
+  readonly args: ReadonlyArray<Argument>
+  readonly retry: boolean
+  readonly expire: (request: Request) => void
+  readonly resume: (result: Exit.Exit<any, Unavailable>) => void
+  /** Of a publish. */
+  channel: string | undefined = undefined
+  toSelf = false
+  /** Of a Redis Cluster; otherwise it goes where its key is. */
+  node: Redis | undefined = undefined
+  number = 0
+  deadline = 0
+  done = false
+
+  constructor(
+    command: string,
+    args: ReadonlyArray<Argument>,
+    retry: boolean,
+    expire: (request: Request) => void,
+    resume: (result: Exit.Exit<any, Unavailable>) => void
+  ) {
+    super()
+    this.command = command
+    this.args = args
+    this.retry = retry
+    this.expire = expire
+    this.resume = resume
+  }
+
+  override run() {
+    this.expire(this)
+  }
+}
+
+/** What is written to one socket in one turn of the event loop. */
+interface Turn {
+  /** Whether any of it may have left this process. */
+  left: boolean
+}
+
+export interface Turns {
+  readonly begin: (stream: Socket) => Turn
+  /** Hands what is written to the operating system, now instead of when the turn ends. */
+  readonly end: () => void
+}
+
+/** One write for what is sent in one turn: writing is most of what a command costs. */
+export const makeTurns = (): Turns => {
+  const turns = new Map<Socket, Turn>()
+  const end = () => {
+    for (const [stream, turn] of turns) {
+      stream.uncork()
+      // A connection whose end has not been read yet refuses the write; nothing of it is gone then.
+      turn.left = !stream.destroyed && stream.errored === null
+    }
+    turns.clear()
+  }
+  return {
+    begin: (stream) => {
+      let turn = turns.get(stream)
+      if (turn === undefined) {
+        turn = { left: false }
+        if (turns.size === 0) process.nextTick(end)
+        turns.set(stream, turn)
+        stream.cork()
+      }
+      return turn
+    },
+    end
+  }
+}
+
+const utf8 = { replyEncoding: "utf8" } as const
+
+/** A command of ioredis that knows when it is written. */
+export class Sent extends Command {
+  turn: Turn | undefined = undefined
+  readonly turns: Turns
+  readonly channel: string | undefined
+
+  constructor({ args, channel, command }: Request, turns: Turns) {
+    super(command, args as Array<Argument>, utf8)
+    this.turns = turns
+    this.channel = channel
+  }
+
+  override toWritable(stream: Socket) {
+    this.turn = this.turns.begin(stream)
+    return super.toWritable(stream)
+  }
+
+  /** Any node of a Redis Cluster takes a publish; those of one channel arrive in order only through the same one. */
+  override getSlot() {
+    return this.channel === undefined ? super.getSlot() : new Command("get", [this.channel]).getSlot()
+  }
+}
+
+/** Whether Redis has certainly not run a command that failed: it had not left, or a master that is none any longer refused it. */
+export const hasNotRun = (sent: Sent, error: Error): boolean =>
+  error.name === "ReplyError" ? error.message.startsWith("READONLY") : !sent.turn?.left
+
+/** Whether it was the connection that failed, and not the command. */
+export const isLost = (error: Error): boolean => error.name !== "ReplyError"

@@ -1,0 +1,111 @@
+/** The contracts on a Redis Cluster of three nodes, with every store on it. */
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { Cohort, Instance } from "../../src/index.ts"
+import { layerStores, RedisConnection } from "../../src/layers/redis/index.ts"
+import { suite as cache } from "../contract/cache.ts"
+import { suite as pubsub } from "../contract/pubsub.ts"
+import { suite as sync } from "../contract/sync.ts"
+import * as RedisCluster from "../servers/RedisCluster.ts"
+import { cluster, redisWith } from "./redis.ts"
+
+const backend = redisWith(
+  "a Redis Cluster",
+  (options) => Cohort.layer.pipe(Layer.provide(layerStores), Layer.provideMerge(Instance.layer(options))),
+  {},
+  cluster
+)
+
+cache(backend)
+pubsub(backend)
+sync(backend)
+
+describe("RedisConnection to a Redis Cluster", () => {
+  const test = <A, E>(name: string, body: Effect.Effect<A, E, Scope.Scope>): void =>
+    it.live(name, () => Effect.provide(body, Logger.layer([])))
+
+  const connect = (lazy = false) =>
+    Effect.gen(function* () {
+      const { nodes } = yield* RedisCluster.shared
+      const { options, proxies } = yield* cluster
+      const connection = yield* RedisConnection.make({ timeout: "2 seconds", lazy, ...options })
+      return { nodes, proxies, connection }
+    })
+
+  /** A key of the node that has the lowest slots. */
+  const keyOfFirst = (prefix: string) =>
+    Effect.gen(function* () {
+      const { nodes } = yield* RedisCluster.shared
+      for (let i = 0; ; i++) {
+        if (Number(yield* nodes[0]!.command("CLUSTER", "KEYSLOT", `${prefix}${i}`)) <= 5460) return `${prefix}${i}`
+      }
+    })
+
+  test(
+    "lists the keys of every node, also when that is its first operation",
+    Effect.gen(function* () {
+      const { connection } = yield* connect()
+      const keys = Array.from({ length: 30 }, (_, i) => `scanned:${i}`)
+      yield* Effect.forEach(keys, (key) => connection.send("set", [key, "v"]), { concurrency: "unbounded" })
+      const { connection: lazy } = yield* connect(true)
+      const found = yield* Stream.runCollect(lazy.scan("scanned:*"))
+      assert.sameMembers(found.flat(), keys)
+    })
+  )
+
+  test(
+    "what had left for a node that is lost fails at once, is repeated only if it may be, and never by itself",
+    Effect.gen(function* () {
+      const { connection, nodes, proxies } = yield* connect()
+      const once = yield* keyOfFirst("once")
+      const twice = yield* keyOfFirst("twice")
+      yield* connection.send("get", [once])
+      yield* proxies[0]!.blackhole
+      const failing = yield* Effect.forkChild(Effect.exit(connection.send("incr", [once])), { startImmediately: true })
+      const repeated = yield* Effect.forkChild(connection.send("incr", [twice], { retry: true }), {
+        startImmediately: true
+      })
+      yield* Effect.sleep("100 millis")
+      yield* proxies[0]!.heal
+      yield* proxies[0]!.reset
+      assert.isTrue(Exit.isFailure(yield* Fiber.join(failing)))
+      assert.strictEqual(yield* Fiber.join(repeated), 1)
+      yield* Effect.sleep("500 millis")
+      assert.isNull(yield* nodes[0]!.command("GET", once))
+      assert.strictEqual(yield* connection.send("incr", [once]), 1)
+    })
+  )
+
+  // The last one: it kills a node that all share.
+  test(
+    "a node that dies takes nothing down for good",
+    Effect.gen(function* () {
+      const { connection, nodes } = yield* connect()
+      const key = yield* keyOfFirst("k")
+      yield* connection.send("set", [key, "v"])
+      const events: Array<string> = []
+      yield* connection.subscribe(
+        "c",
+        (message) => events.push(message),
+        () => events.push("gap")
+      )
+      yield* nodes[0]!.kill
+      const error = yield* Effect.flip(Effect.timeout(connection.send("get", [key]), "10 seconds"))
+      assert.strictEqual(error._tag, "Unavailable")
+      // Its subscriptions were on that node, and find another one.
+      while (!events.includes("gap")) yield* Effect.sleep("10 millis")
+      yield* nodes[0]!.start
+      const work = Effect.all([connection.send("set", [key, "w"]), connection.publish("c", "m", true)])
+      yield* Effect.retry(work, Schedule.spaced("100 millis"))
+      assert.strictEqual(yield* connection.send("get", [key]), "w")
+      while (!events.includes("m")) yield* Effect.sleep("10 millis")
+    })
+  )
+})
