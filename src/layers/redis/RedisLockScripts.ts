@@ -2,22 +2,39 @@
  * The scripts of `RedisLockStore`.
  *
  * Every one works on one lock, in one hash slot: `KEYS[1]` is its last grant, the
- * text `<fence> <end, Unix ms> <owner>` (the owner is empty once released),
- * `KEYS[2]` the list of those who wait, first come first, and `KEYS[3]` the hash of
+ * text `<fence> <end, Unix ms> <owner>`, or just the fence once it is released and
+ * nobody waits, `KEYS[2]` the list of those who wait, first come first, and `KEYS[3]` the hash of
  * what they wait with: `<deadline, Unix ms> <lease, ms> <channel>`.
  *
  * Owners and waiters are known by the id of their request. Time is that of Redis.
+ *
+ * What is done when nobody else wants the lock comes first in a script, in as few
+ * steps as possible: that is most of what Redis spends on locks.
  */
 import * as RedisScript from "./RedisScript.ts"
 
 /** How long the last fence of a key is remembered, should the clock of Redis be set back. */
-const fenceMemoryMillis = 60 * 60_000
+export const fenceMemoryMillis = 60 * 60_000
 
 /**
  * A waiter that has not asked for this long is passed over. Whoever waits asks again
  * every few seconds.
  */
 const waiterMillis = 10_000
+
+/** ARGV: id, lease (ms), and both with the memory of the fence (ms). Returns the fence of a lock that is free. */
+const acquireFree = `
+local call = redis.call
+local text = call('get', KEYS[1])
+local released = text and tonumber(text)
+if released or (not text and call('exists', KEYS[2]) == 0) then
+  local time = call('time')
+  local micros = time[1] * 1000000 + time[2]
+  local fence = string.format('%.0f', math.max((released or 0) + 1, micros))
+  call('set', KEYS[1], string.format('%s %.0f %s', fence, micros / 1000 + ARGV[2], ARGV[1]), 'px', ARGV[3])
+  return fence
+end
+`
 
 const prelude = `
 local time = redis.call('time')
@@ -26,8 +43,8 @@ local now = math.floor(micros / 1000)
 local last, ends, owner = 0, 0, ''
 local text = redis.call('get', KEYS[1])
 if text then
-  last, ends, owner = string.match(text, '^(%d+) (%d+) (.*)$')
-  last, ends = tonumber(last), tonumber(ends)
+  last, ends, owner = string.match(text, '^(%d+) ?(%d*) ?(.*)$')
+  last, ends = tonumber(last), tonumber(ends) or 0
 end
 local function int(n) return string.format('%.0f', n) end
 local function held() return owner ~= '' and ends > now end
@@ -65,36 +82,41 @@ end
 `
 
 /**
- * ARGV: id, lease (ms), whether this is a Redis Cluster (`1`), channel.
- * Returns `{1, fence}`, or `{0, fence of the last grant, ms until it ends}` for one who waits.
+ * ARGV: id, lease (ms), lease and memory of the fence (ms), whether this is a Redis Cluster (`1`), channel.
+ * Returns the fence, or `{fence of the last grant, ms until it ends}` for one who waits.
  * Asking again does no harm: a waiter keeps its place, a holder starts its lease again.
  */
 export const acquire = RedisScript.make(
-  `${prelude}
+  `${acquireFree}
+${prelude}
 local id, lease = ARGV[1], ARGV[2]
 if held() then
   if owner == id then put(last, now + lease, id) end
-elseif not passOn(ARGV[3], id) then
+elseif not passOn(ARGV[4], id) then
   redis.call('hdel', KEYS[3], id)
   put(nextFence(), now + lease, id)
 end
-if owner == id then return {1, int(last)} end
-if redis.call('hset', KEYS[3], id, int(now + ${waiterMillis}) .. ' ' .. lease .. ' ' .. ARGV[4]) == 1 then
+if owner == id then return int(last) end
+if redis.call('hset', KEYS[3], id, int(now + ${waiterMillis}) .. ' ' .. lease .. ' ' .. ARGV[5]) == 1 then
   redis.call('rpush', KEYS[2], id)
 end
 redis.call('pexpire', KEYS[2], ${2 * waiterMillis})
 redis.call('pexpire', KEYS[3], ${2 * waiterMillis})
-return {0, int(last), int(ends - now)}`,
+return {int(last), int(ends - now)}`,
   { retry: true }
 )
 
-/** ARGV: id, lease (ms), whether this is a Redis Cluster (`1`). Returns the fence, or `''`; never waits. */
+/**
+ * ARGV: id, lease (ms), lease and memory of the fence (ms), whether this is a Redis Cluster (`1`).
+ * Returns the fence, or `''`; never waits.
+ */
 export const tryAcquire = RedisScript.make(
-  `${prelude}
+  `${acquireFree}
+${prelude}
 local id, lease = ARGV[1], ARGV[2]
 if held() then
   if owner == id then put(last, now + lease, id) end
-elseif not passOn(ARGV[3]) then
+elseif not passOn(ARGV[4]) then
   put(nextFence(), now + lease, id)
 end
 return owner == id and int(last) or ''`,
@@ -121,13 +143,19 @@ return 1`,
 )
 
 /**
- * ARGV: id, whether this is a Redis Cluster (`1`). Ends a request, whether it waits or was granted;
- * the lock goes to the next.
+ * ARGV: id, whether this is a Redis Cluster (`1`), fence or `0` when it is not known. Ends a request, whether it
+ * waits or was granted; the lock goes to the next.
  */
 export const release = RedisScript.make(
-  `${prelude}
+  `
 local id = ARGV[1]
+local granted = redis.call('get', KEYS[1])
+if granted and ARGV[3] ~= '0' and string.sub(granted, -#id) == id and redis.call('exists', KEYS[2]) == 0 then
+  redis.call('set', KEYS[1], ARGV[3], 'px', ${fenceMemoryMillis})
+  return
+end
+${prelude}
 if redis.call('hdel', KEYS[3], id) == 1 then redis.call('lrem', KEYS[2], 1, id) end
-if owner == id and not passOn(ARGV[2]) then put(last, 0, '') end`,
+if owner == id and not passOn(ARGV[2]) then redis.call('set', KEYS[1], int(last), 'px', ${fenceMemoryMillis}) end`,
   { retry: true }
 )

@@ -60,6 +60,8 @@ interface Request extends Grant {
 }
 
 interface Waiter extends Request {
+  /** Of the grant that it was last told to wait for. */
+  lastFence: number
   /** When the next ask is due. */
   timer: Timers.Timer | undefined
   readonly resume: (granted: Exit.Exit<Grant, Unavailable>) => void
@@ -102,7 +104,7 @@ export const make: Effect.Effect<LockStore["Service"], never, RedisConnection | 
   const release = (request: Request) =>
     Effect.suspend(() => {
       request.state = "over"
-      return redis.run(Scripts.release, request.keys, [request.id, isCluster])
+      return redis.run(Scripts.release, request.keys, [request.id, isCluster, request.fence])
     })
 
   const releaseSoon = (request: Request) => {
@@ -135,10 +137,10 @@ export const make: Effect.Effect<LockStore["Service"], never, RedisConnection | 
   /** `again`: the answer may be as late as it likes. */
   const ask = (waiter: Waiter, again = false) => {
     const sent = timers.now()
-    redis.requestRun<[number, string, string]>(
+    redis.requestRun<string | [string, string]>(
       Scripts.acquire,
       waiter.keys,
-      [waiter.id, waiter.lease, isCluster, channel],
+      [waiter.id, waiter.lease, waiter.lease + Scripts.fenceMemoryMillis, isCluster, channel],
       (result) => {
         if (result._tag === "Failure") {
           if (waiter.state === "waiting") {
@@ -147,19 +149,22 @@ export const make: Effect.Effect<LockStore["Service"], never, RedisConnection | 
           }
           return
         }
-        const [isGranted, fence, ends] = result.value
+        const isGranted = typeof result.value === "string"
+        const fence = Number(isGranted ? result.value : result.value[0])
         if (waiter.state !== "waiting") {
           // Late, and perhaps the first to reach Redis after the end of what was granted: then it asked for a new grant.
-          if (waiter.state === "over" || Number(fence) > waiter.fence) releaseSoon(waiter)
+          if (waiter.state === "over" || fence > waiter.fence) releaseSoon(waiter)
           return
         }
-        if (isGranted === 1) {
-          return again || !isLate(waiter, sent) ? granted(waiter, Number(fence), sent) : ask(waiter, true)
+        if (isGranted) {
+          return again || !isLate(waiter, sent) ? granted(waiter, fence, sent) : ask(waiter, true)
         }
-        waiter.fence = Number(fence)
+        waiter.lastFence = fence
         waiter.since = sent
         if (waiter.timer !== undefined) timers.cancel(waiter.timer)
-        waiter.timer = timers.at(timers.now() + Math.min(Number(ends) + 2, askAgainMillis), () => ask(waiter))
+        waiter.timer = timers.at(timers.now() + Math.min(Number(result.value[1]) + 2, askAgainMillis), () =>
+          ask(waiter)
+        )
       }
     )
   }
@@ -171,7 +176,7 @@ export const make: Effect.Effect<LockStore["Service"], never, RedisConnection | 
     if (waiter === undefined) return
     const fence = Number(text ?? Number.POSITIVE_INFINITY)
     // One that was late: this waiter has been told to wait since.
-    if (fence <= waiter.fence) return
+    if (fence <= waiter.lastFence) return
     // The grant came after the last ask that was told to wait. If that is long ago
     // for such a ttl, another ask starts the lease again, and tells when.
     if (text === undefined || timers.now() - waiter.since > waiter.lease / 10) ask(waiter)
@@ -199,7 +204,7 @@ export const make: Effect.Effect<LockStore["Service"], never, RedisConnection | 
     Effect.suspend(() => {
       let waiting: Waiter | undefined
       return Effect.callback<Grant, Unavailable>((resume) => {
-        const waiter: Waiter = { ...request(space, key, ttl), timer: undefined, resume }
+        const waiter: Waiter = { ...request(space, key, ttl), lastFence: 0, timer: undefined, resume }
         waiting = waiter
         waiters.set(waiter.id, waiter)
         ask(waiter)
@@ -239,7 +244,12 @@ export const make: Effect.Effect<LockStore["Service"], never, RedisConnection | 
         const asked = request(space, key, ttl)
         const run = Effect.suspend(() => {
           asked.since = timers.now()
-          return redis.run<string>(Scripts.tryAcquire, asked.keys, [asked.id, asked.lease, isCluster])
+          return redis.run<string>(Scripts.tryAcquire, asked.keys, [
+            asked.id,
+            asked.lease,
+            asked.lease + Scripts.fenceMemoryMillis,
+            isCluster
+          ])
         })
         return Effect.flatMap(run, (fence) =>
           fence !== "" && isLate(asked, asked.since) ? run : Effect.succeed(fence)
