@@ -49,6 +49,8 @@ export class Request extends Timers.Timer {
 interface Turn {
   /** Whether any of it may have left this process. */
   left: boolean
+  /** How many commands it has. */
+  count: number
 }
 
 export interface Turns {
@@ -57,26 +59,37 @@ export interface Turns {
   readonly end: () => void
 }
 
-/** One write for what is sent in one turn: writing is most of what a command costs. */
+/** What is more goes out in another one, so that Redis begins while the rest is prepared. */
+const mostPerWrite = 8
+
+/** One write for what is sent in one turn, up to a size: writing is most of what a command costs. */
 export const makeTurns = (): Turns => {
   const turns = new Map<Socket, Turn>()
+  const write = (turn: Turn, stream: Socket) => {
+    stream.uncork()
+    // A connection whose end has not been read yet refuses the write; nothing of it is gone then.
+    turn.left = !stream.destroyed && stream.errored === null
+  }
   const end = () => {
-    for (const [stream, turn] of turns) {
-      stream.uncork()
-      // A connection whose end has not been read yet refuses the write; nothing of it is gone then.
-      turn.left = !stream.destroyed && stream.errored === null
-    }
+    turns.forEach(write)
     turns.clear()
   }
   return {
     begin: (stream) => {
       let turn = turns.get(stream)
+      if (turn !== undefined && turn.count === mostPerWrite) {
+        write(turn, stream)
+        turn = { left: false, count: 0 }
+        turns.set(stream, turn)
+        stream.cork()
+      }
       if (turn === undefined) {
-        turn = { left: false }
+        turn = { left: false, count: 0 }
         if (turns.size === 0) process.nextTick(end)
         turns.set(stream, turn)
         stream.cork()
       }
+      turn.count++
       return turn
     },
     end
