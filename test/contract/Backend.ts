@@ -63,7 +63,7 @@ export const eventually = (
   options: { readonly steps?: number; readonly step?: Duration.Input } = {}
 ): Effect.Effect<void> =>
   Effect.gen(function* () {
-    for (let i = 0; i < (options.steps ?? 200); i++) {
+    for (let i = 0; i < (options.steps ?? 300); i++) {
       if (yield* Effect.orDie(condition)) return
       yield* backend.advance(options.step ?? "50 millis")
     }

@@ -33,7 +33,7 @@ export const leaseMillis = 1_500
 export const layer = (url: string) =>
   EventQueue.layer.pipe(
     Layer.provide(RedisEventQueueStore.layer),
-    Layer.provide(RedisConnection.layer({ url, timeout: "1 second" })),
+    Layer.provide(RedisConnection.layer({ url, timeout: "1 second", lazy: true })),
     Layer.provide(Instance.layer({ app: "fault" })),
     Layer.provideMerge(Logger.layer([]))
   )
@@ -42,7 +42,14 @@ if (import.meta.main) {
   const [url, notesUrl, lease] = process.argv.slice(2)
   const notes = new Redis(notesUrl!)
   notes.on("error", () => undefined)
-  const note = (event: Event) => Effect.promise(() => notes.rpush("events", JSON.stringify(event)))
+  // What is written while Redis is killed may get lost on the way.
+  const note = (event: Event) =>
+    Effect.promise(() => notes.rpush("events", JSON.stringify(event))).pipe(
+      Effect.timeout("5 seconds"),
+      Effect.sandbox,
+      Effect.retry(Schedule.spaced("100 millis")),
+      Effect.orDie
+    )
 
   const work = EventQueue.subscribe(FaultJob, {
     lease: Number(lease),
@@ -65,7 +72,7 @@ if (import.meta.main) {
   await runtime.runPromise(
     Effect.scoped(
       Effect.gen(function* () {
-        yield* work
+        yield* Effect.retry(work, Schedule.spaced("100 millis"))
         console.log("ready")
         yield* Effect.never
       })

@@ -24,7 +24,10 @@ const startWorker = (server: RedisServer.RedisServer, url = server.url, lease = 
       ),
       (worker) => Effect.sync(() => worker.kill("SIGKILL"))
     )
-    yield* Effect.promise(() => new Promise((ready) => worker.stdout.once("data", ready)))
+    yield* Effect.promise(() => {
+      const gone = () => new Error(`the worker is gone: ${worker.exitCode ?? worker.signalCode}`)
+      return new Promise((ready, fail) => worker.stdout.once("data", ready).once("end", () => fail(gone())))
+    })
     return { pid: worker.pid!, signal: (signal: NodeJS.Signals) => Effect.sync(() => void worker.kill(signal)) }
   })
 

@@ -10,7 +10,6 @@ import { Cache, CacheStore, type Instance, Payload, PubSub } from "../../src/ind
 import {
   RedisCacheStore,
   RedisConnection,
-  RedisLockStore,
   type RedisOptions,
   RedisPubSubTransport
 } from "../../src/layers/redis/index.ts"
@@ -19,11 +18,9 @@ import { suite } from "../contract/cache.ts"
 import * as RedisCluster from "../servers/RedisCluster.ts"
 import * as RedisServer from "../servers/RedisServer.ts"
 import * as TcpProxy from "../servers/TcpProxy.ts"
-import { redisPart } from "./redis.ts"
+import { redis } from "./redis.ts"
 
-const layer = Layer.mergeAll(RedisCacheStore.layer, RedisLockStore.layer, RedisPubSubTransport.layer)
-
-suite(redisPart(layer))
+suite(redis)
 
 const payload = (value: unknown) => Payload.Payload.fromTree(value)
 const forever = undefined

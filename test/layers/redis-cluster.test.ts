@@ -11,7 +11,9 @@ import * as Stream from "effect/Stream"
 import { Cohort, Instance } from "../../src/index.ts"
 import { layerStores, RedisConnection } from "../../src/layers/redis/index.ts"
 import { suite as cache } from "../contract/cache.ts"
+import { suite as lock } from "../contract/lock.ts"
 import { suite as pubsub } from "../contract/pubsub.ts"
+import { suite as queue } from "../contract/queue.ts"
 import { suite as sync } from "../contract/sync.ts"
 import * as RedisCluster from "../servers/RedisCluster.ts"
 import { cluster, redisWith } from "./redis.ts"
@@ -26,6 +28,8 @@ const backend = redisWith(
 cache(backend)
 pubsub(backend)
 sync(backend)
+lock(backend, { propertyRuns: 10 })
+queue(backend, { propertyRuns: 10 })
 
 describe("RedisConnection to a Redis Cluster", () => {
   const test = <A, E>(name: string, body: Effect.Effect<A, E, Scope.Scope>): void =>

@@ -8,9 +8,9 @@ import { RedisConnection, RedisLockStore, type RedisOptions } from "../../src/la
 import { suite } from "../contract/lock.ts"
 import * as RedisCluster from "../servers/RedisCluster.ts"
 import * as RedisServer from "../servers/RedisServer.ts"
-import { redisPart } from "./redis.ts"
+import { redis } from "./redis.ts"
 
-suite(redisPart(RedisLockStore.layer), { propertyRuns: 40 })
+suite(redis, { propertyRuns: 40 })
 
 /** A store on a connection of its own. */
 const storeOn = (options: RedisOptions.RedisOptions) =>

@@ -1,5 +1,4 @@
-import { RedisPubSubTransport } from "../../src/layers/redis/index.ts"
 import { suite } from "../contract/sync.ts"
-import { redisPart } from "./redis.ts"
+import { redis } from "./redis.ts"
 
-suite(redisPart(RedisPubSubTransport.layer))
+suite(redis)

@@ -89,30 +89,6 @@ export const redisWith = (
   })
 })
 
-import {
-  MemoryCacheStore,
-  MemoryEventQueueStore,
-  MemoryHub,
-  MemoryLockStore,
-  MemoryPubSubTransport
-} from "../../src/layers/memory/index.ts"
-export const redisPart = (part: Layer.Layer<any, any, any>): Backend =>
-  redisWith(
-    "redis",
-    (options) =>
-      Cohort.layer.pipe(
-        Layer.provide(part),
-        Layer.provide([
-          MemoryCacheStore.layer,
-          MemoryEventQueueStore.layer,
-          MemoryLockStore.layer,
-          MemoryPubSubTransport.layer
-        ]),
-        Layer.provide(MemoryHub.layer),
-        Layer.provideMerge(Instance.layer(options))
-      ) as any
-  )
-
 /** All five primitives on Redis. */
 export const redis = redisWith("redis", (options) =>
   Cohort.layer.pipe(Layer.provide(layerStores), Layer.provideMerge(Instance.layer(options)))

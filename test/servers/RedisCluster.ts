@@ -18,7 +18,7 @@ const slots = [
 
 export const make: Effect.Effect<RedisCluster, never, Scope.Scope> = Effect.gen(function* () {
   const args = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-announce-ip", "127.0.0.1"]
-  const nodes = yield* Effect.forEach(slots, () => RedisServer.make({ appendOnly: false, args }), { concurrency: 3 })
+  const nodes = yield* Effect.forEach(slots, () => RedisServer.make({ args }), { concurrency: 3 })
   // An epoch must be set before a node knows others; without it they would have to settle on theirs.
   yield* Effect.forEach(nodes, (node, i) => node.command("CLUSTER", "SET-CONFIG-EPOCH", String(i + 1)))
   yield* Effect.forEach(nodes, (node, i) => node.command("CLUSTER", "ADDSLOTSRANGE", ...slots[i]!))

@@ -245,7 +245,7 @@ export const sharedUrl: Effect.Effect<string> = Effect.promise(() => {
   shared ??= Effect.runPromise(
     // A scope that nobody closes: the shell ends the server with this process.
     Effect.gen(function* () {
-      const server = yield* Scope.provide(make({ appendOnly: false }), yield* Scope.make())
+      const server = yield* Scope.provide(make(), yield* Scope.make())
       return server.url
     })
   )

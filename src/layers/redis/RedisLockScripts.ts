@@ -61,8 +61,17 @@ local function waiterOf(id)
   if waiter then return string.match(waiter, '^(%d+) (%d+) (.*)$') end
 end
 
+-- Tells the first who waits and listens to ask again, as the lock may be free earlier than it knows.
+local function tellNext(isCluster)
+  for _, id in ipairs(redis.call('lrange', KEYS[2], 0, -1)) do
+    local _, _, channel = waiterOf(id)
+    if channel and (redis.call('publish', channel, id) > 0 or isCluster == '1') then return end
+  end
+end
+
 -- Grants the lock to the first waiter that is alive, and tells it, unless it is the one who asks.
--- On one server, one without a subscription has lost its process. Returns whether there was one.
+-- On one server, one without a subscription has lost its process. A Redis Cluster cannot tell: there
+-- the next one learns how long this grant lasts at the most. Returns whether there was one.
 local function passOn(isCluster, asking)
   while true do
     local id = redis.call('lpop', KEYS[2])
@@ -74,6 +83,7 @@ local function passOn(isCluster, asking)
       if id == asking or tonumber(deadline) > now and
         (redis.call('publish', channel, id .. ' ' .. int(fence)) > 0 or isCluster == '1') then
         put(fence, now + lease, id)
+        if isCluster == '1' then tellNext(isCluster) end
         return true
       end
     end
@@ -124,7 +134,7 @@ return owner == id and int(last) or ''`,
 )
 
 /**
- * ARGV: id, lease (ms). Returns 1, or 0 when the grant is over.
+ * ARGV: id, lease (ms), whether this is a Redis Cluster (`1`). Returns 1, or 0 when the grant is over.
  * When it now ends earlier, the first who waits and listens is told to ask again.
  */
 export const renew = RedisScript.make(
@@ -132,12 +142,7 @@ export const renew = RedisScript.make(
 if not held() or owner ~= ARGV[1] then return 0 end
 local before = ends
 put(last, now + ARGV[2], owner)
-if ends < before then
-  for _, id in ipairs(redis.call('lrange', KEYS[2], 0, -1)) do
-    local _, _, channel = waiterOf(id)
-    if channel and redis.call('publish', channel, id) > 0 then break end
-  end
-end
+if ends < before then tellNext(ARGV[3]) end
 return 1`,
   { retry: true }
 )

@@ -267,7 +267,10 @@ export const make: Effect.Effect<LockStore["Service"], never, RedisConnection | 
       subscribed ? wait(space, key, ttl) : Effect.andThen(subscribe, wait(space, key, ttl)),
     renew: (grant, ttl) => {
       const { id, keys } = grant as Request
-      return Effect.map(redis.run<number>(Scripts.renew, keys, [id, leaseOf(ttl)]), (renewed) => renewed === 1)
+      return Effect.map(
+        redis.run<number>(Scripts.renew, keys, [id, leaseOf(ttl), isCluster]),
+        (renewed) => renewed === 1
+      )
     },
     release: (grant) => Effect.asVoid(release(grant as Request))
   })
