@@ -112,7 +112,7 @@ export interface Depth {
   readonly ready: number
   /** Waiting for their delay or backoff to pass. */
   readonly delayed: number
-  /** With a worker. */
+  /** With a worker, running or about to. */
   readonly inFlight: number
   readonly dead: number
 }
@@ -165,7 +165,7 @@ export class EventQueueStore extends Context.Service<
     readonly system: string
     /** `false` when the id is known: the job lives, or ended less than its `keepId` ago. */
     readonly publish: (channel: string, job: NewJob) => Effect.Effect<boolean, Unavailable>
-    /** `lease` is in milliseconds; `concurrency` is how many jobs the worker may hold. */
+    /** `lease` is in milliseconds; `concurrency` is how many jobs it starts at a time. */
     readonly worker: (
       channel: string,
       options: { readonly lease: number; readonly concurrency: number }

@@ -134,7 +134,10 @@ export class RedisQueueWorker implements Worker {
   // --- being told ---
 
   readonly onMessage = (message: string): void => {
-    if (message === "") return this.wake()
+    if (message === "") {
+      this.wake()
+      return
+    }
     const [take, ...jobs] = JSON.parse(message) as [string, ...Array<string>]
     // Else it was undone, or will be.
     if (take !== this.idle) return
@@ -306,13 +309,19 @@ export class RedisQueueWorker implements Worker {
   private onIdle(): void {
     if (this.held === 0 && this.started.length === 0) return
     const due = this.lastHandOut + giveBackMillis
-    if (due > this.timers.now()) return this.timers.start(this.idleTimer, due)
+    if (due > this.timers.now()) {
+      this.timers.start(this.idleTimer, due)
+      return
+    }
     this.ahead = 0
     this.giveBack(() => {})
   }
 
   private giveBack(resume: Answer["resume"]): void {
-    if (this.started.length === 0 && this.held === 0) return resume(Exit.succeed([]))
+    if (this.started.length === 0 && this.held === 0) {
+      resume(Exit.succeed([]))
+      return
+    }
     const { started } = this
     const held = this.batches.flatMap((batch) => batch.deliveries)
     this.started = []
@@ -374,7 +383,10 @@ export class RedisQueueWorker implements Worker {
     outcome: Outcome | undefined,
     resume: Answer["resume"]
   ): void {
-    if (deliveries.length === 0) return resume(Exit.succeed([]))
+    if (deliveries.length === 0) {
+      resume(Exit.succeed([]))
+      return
+    }
     const answer: Answer = { accepted: [], left: deliveries.length, resume }
     for (const [index, delivery] of deliveries.entries()) {
       this.updates.add({ what, delivery, outcome, index, answer })
