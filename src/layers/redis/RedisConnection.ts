@@ -219,7 +219,7 @@ export const make = (
         : RedisLink.unavailable(`no answer within ${timeout} ms${why}`, cause)
     }
 
-    const turns = makeTurns()
+    const turns = makeTurns(client)
 
     const end = (request: Request, result: Exit.Exit<any, Unavailable>) => {
       if (request.done) return
@@ -235,7 +235,7 @@ export const make = (
 
     const dispatch = (request: Request) => {
       const sent = new Sent(request, turns)
-      if (request.node === undefined) client.sendCommand(sent)
+      if (request.node === undefined) client.sendCommand(sent, turns.writer)
       else request.node.sendCommand(sent)
       sent.promise.then(
         (reply) => end(request, Exit.succeed(reply)),

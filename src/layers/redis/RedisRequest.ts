@@ -4,7 +4,7 @@
  */
 import type { Socket } from "node:net"
 import type * as Exit from "effect/Exit"
-import { Command, type Redis } from "ioredis"
+import { Cluster, Command, type Redis } from "ioredis"
 import * as Timers from "../../services/internal/Timers.ts"
 import type { Unavailable } from "../../services/Reason.ts"
 import type { Argument } from "./RedisConnection.ts"
@@ -47,14 +47,21 @@ export class Request extends Timers.Timer {
 
 /** What is written to one socket in one turn of the event loop. */
 interface Turn {
+  readonly stream: Socket
   /** Whether any of it may have left this process. */
   left: boolean
   /** How many commands it has. */
   count: number
+  /** What is to be written, where the commands do not write by themselves. */
+  text: string
 }
 
+/** One write for what is sent in one turn, up to a size: writing is most of what a command costs. */
 export interface Turns {
-  readonly begin: (stream: Socket) => Turn
+  /** The one that a command for a socket belongs to. */
+  readonly of: (stream: Socket) => Turn
+  /** What ioredis is to write a command to, instead of the socket: one text is cheaper to write than many. */
+  readonly writer: Socket | undefined
   /** Hands what is written to the operating system, now instead of when the turn ends. */
   readonly end: () => void
 }
@@ -62,36 +69,48 @@ export interface Turns {
 /** What is more goes out in another one, so that Redis begins while the rest is prepared. */
 const mostPerWrite = 8
 
-/** One write for what is sent in one turn, up to a size: writing is most of what a command costs. */
-export const makeTurns = (): Turns => {
+/** The nodes of a Redis Cluster are not known beforehand: there the socket itself collects what it writes. */
+export const makeTurns = (client: Redis | Cluster): Turns => {
+  const collects = client instanceof Cluster
   const turns = new Map<Socket, Turn>()
-  const write = (turn: Turn, stream: Socket) => {
-    stream.uncork()
+  let last: Turn | undefined
+  const write = (turn: Turn) => {
+    if (collects) turn.stream.uncork()
+    else turn.stream.write(turn.text)
     // A connection whose end has not been read yet refuses the write; nothing of it is gone then.
-    turn.left = !stream.destroyed && stream.errored === null
+    turn.left = !turn.stream.destroyed && turn.stream.errored === null
   }
   const end = () => {
-    turns.forEach(write)
+    for (const turn of turns.values()) write(turn)
     turns.clear()
   }
   return {
-    begin: (stream) => {
+    of: (stream) => {
       let turn = turns.get(stream)
       if (turn !== undefined && turn.count === mostPerWrite) {
-        write(turn, stream)
-        turn = { left: false, count: 0 }
-        turns.set(stream, turn)
-        stream.cork()
+        write(turn)
+        turn = undefined
       }
       if (turn === undefined) {
-        turn = { left: false, count: 0 }
         if (turns.size === 0) process.nextTick(end)
+        turn = { stream, left: false, count: 0, text: "" }
         turns.set(stream, turn)
-        stream.cork()
+        if (collects) stream.cork()
       }
       turn.count++
+      last = turn
       return turn
     },
+    // As that of ioredis' pipelines, which asks a command what to write and then writes that.
+    writer: collects
+      ? undefined
+      : ({
+          isPipeline: true,
+          destination: { redis: client },
+          write: (text: string) => {
+            last!.text += text
+          }
+        } as unknown as Socket),
     end
   }
 }
@@ -111,7 +130,7 @@ export class Sent extends Command {
   }
 
   override toWritable(stream: Socket) {
-    this.turn = this.turns.begin(stream)
+    this.turn = this.turns.of(stream)
     return super.toWritable(stream)
   }
 
