@@ -35,7 +35,14 @@ export interface TestBackend {
 export interface Features {
   /** Pending jobs survive closing the last instance when a `KeyValueStore` is provided. */
   readonly savesQueue: boolean
+  /** A job is not taken in while one of its id lives, or ended less than its `keepId` ago. */
+  readonly deduplicates: boolean
+  /** An attempt goes on, and its end counts, while its instance is cut off for less than a lease. */
+  readonly attemptsOutliveCuts: boolean
 }
+
+/** Of a backend that keeps the whole contract. */
+export const allFeatures: Features = { savesQueue: true, deduplicates: true, attemptsOutliveCuts: true }
 
 export interface Backend {
   readonly name: string

@@ -116,11 +116,19 @@ const assertInvalid = (
 
 export const suite = (backend: Backend, options: { readonly propertyRuns?: number } = {}) => {
   const { advance } = backend
+  const { attemptsOutliveCuts, deduplicates } = backend.features
   const within = <A, E>(body: Effect.Effect<A, E, Scope.Scope>) =>
     Effect.scoped(body).pipe(Effect.provide(backend.layer ?? Layer.empty))
 
   const test = <A, E>(name: string, body: () => Effect.Effect<A, E, Scope.Scope>) =>
     it.effect(name, () => within(body()), 60_000)
+
+  const whereAttemptsOutliveCuts: typeof test = (name, body) => {
+    if (attemptsOutliveCuts) test(name, body)
+  }
+  const whereIdsDeduplicate: typeof test = (name, body) => {
+    if (deduplicates) test(name, body)
+  }
 
   const instances = Effect.gen(function* () {
     const { instance } = yield* backend.make
@@ -281,6 +289,21 @@ export const suite = (backend: Backend, options: { readonly propertyRuns?: numbe
     })
 
     describe("ids", () => {
+      if (!deduplicates) {
+        test("do not deduplicate: each is a job of its own", () =>
+          Effect.gen(function* () {
+            const { a, b } = yield* instances
+            const runs: Array<Run> = []
+            assert.isFalse((yield* publish(a, 1, { id: "x" })).duplicate)
+            assert.isFalse((yield* publish(b, 2, { id: "x" })).duplicate)
+            yield* worker(b, Task, { process: handler(runs, () => Effect.void) })
+            yield* until("both run", () => runs.length === 2)
+            yield* ended(a)
+            assert.deepStrictEqual(numbers(runs), [1, 2])
+          }))
+        return
+      }
+
       test("an id deduplicates while its job lives: waiting, running, and waiting to retry", () =>
         Effect.gen(function* () {
           const { a, b } = yield* instances
@@ -918,7 +941,25 @@ export const suite = (backend: Backend, options: { readonly propertyRuns?: numbe
           assert.deepStrictEqual(attempts(runs), [1])
         }))
 
-      test("a cut shorter than the lease is survived: the attempt goes on and counts", () =>
+      if (!attemptsOutliveCuts) {
+        test("a cut gives the job to another at once, as its next attempt; the end of the first is refused", () =>
+          Effect.gen(function* () {
+            const { a, b } = yield* instances
+            const onA: Array<Run> = []
+            const onB: Array<Run> = []
+            yield* worker(a, Task, { lease: "1 minute", process: handler(onA, () => Effect.sleep("1500 millis")) })
+            yield* publish(b, 1, { timeout: "10 seconds", maxRetries: 3 })
+            yield* until("a has the job", () => onA.length === 1)
+            yield* worker(b, Task, { lease: "1 minute", process: handler(onB, () => Effect.sleep("2 seconds")) })
+            yield* a.disconnect
+            yield* until("b has it", () => onB.length === 1)
+            yield* a.reconnect
+            yield* ended(b)
+            assert.deepStrictEqual([attempts(onA), attempts(onB)], [[1], [2]])
+          }))
+      }
+
+      whereAttemptsOutliveCuts("a cut shorter than the lease is survived: the attempt goes on and counts", () =>
         Effect.gen(function* () {
           const { a, b } = yield* instances
           const runs: Array<Run> = []
@@ -931,7 +972,8 @@ export const suite = (backend: Backend, options: { readonly propertyRuns?: numbe
           yield* a.reconnect
           yield* ended(b)
           assert.deepStrictEqual(attempts(runs), [1])
-        }))
+        })
+      )
 
       test("a job whose worker is lost on every attempt becomes a dead letter, not an endless loop", () =>
         Effect.gen(function* () {
@@ -974,23 +1016,26 @@ export const suite = (backend: Backend, options: { readonly propertyRuns?: numbe
           yield* ended(b)
         }))
 
-      test("what finished during an outage is acknowledged after it, when the lease still holds", () =>
-        Effect.gen(function* () {
-          const { a, b } = yield* instances
-          const runs: Array<Run> = []
-          const go = yield* Deferred.make<void>()
-          yield* worker(a, Task, { concurrency: 5, process: handler(runs, () => Deferred.await(go)) })
-          yield* publishAll(b, 5)
-          yield* until("all run", () => runs.length === 5)
-          yield* a.disconnect
-          yield* Deferred.succeed(go, undefined)
-          yield* advance("7 seconds")
-          assert.strictEqual((yield* depth(b)).inFlight, 5)
-          yield* a.reconnect
-          yield* ended(b)
-          assert.deepStrictEqual(yield* depth(b), empty)
-          assert.lengthOf(runs, 5)
-        }))
+      whereAttemptsOutliveCuts(
+        "what finished during an outage is acknowledged after it, when the lease still holds",
+        () =>
+          Effect.gen(function* () {
+            const { a, b } = yield* instances
+            const runs: Array<Run> = []
+            const go = yield* Deferred.make<void>()
+            yield* worker(a, Task, { concurrency: 5, process: handler(runs, () => Deferred.await(go)) })
+            yield* publishAll(b, 5)
+            yield* until("all run", () => runs.length === 5)
+            yield* a.disconnect
+            yield* Deferred.succeed(go, undefined)
+            yield* advance("7 seconds")
+            assert.strictEqual((yield* depth(b)).inFlight, 5)
+            yield* a.reconnect
+            yield* ended(b)
+            assert.deepStrictEqual(yield* depth(b), empty)
+            assert.lengthOf(runs, 5)
+          })
+      )
     })
 
     describe("closing the scope", () => {
@@ -1110,7 +1155,7 @@ export const suite = (backend: Backend, options: { readonly propertyRuns?: numbe
           )
         }))
 
-      test("waits for what has finished to be acknowledged, also through a short outage", () =>
+      whereAttemptsOutliveCuts("waits for what has finished to be acknowledged, also through a short outage", () =>
         Effect.gen(function* () {
           const { a, b } = yield* instances
           const runs: Array<Run> = []
@@ -1131,7 +1176,8 @@ export const suite = (backend: Backend, options: { readonly propertyRuns?: numbe
             "the scope is closed"
           )
           assert.deepStrictEqual(yield* depth(b), empty)
-        }))
+        })
+      )
 
       test("gives back at once what a taking under way still brings", () =>
         Effect.gen(function* () {
@@ -1374,14 +1420,15 @@ export const suite = (backend: Backend, options: { readonly propertyRuns?: numbe
           assert.include(letter.lastError, "round 2 attempt 2")
         }))
 
-      test("whose id lives again are passed over by redrive, and stay", () =>
+      whereIdsDeduplicate("whose id lives again are passed over by redrive, and stay", () =>
         Effect.gen(function* () {
           const { a } = yield* fiveDead
           assert.isFalse((yield* publish(a, 10, { id: "d2" })).duplicate, "a dead job's id is free")
           assert.strictEqual(yield* a.run(EventQueue.redrive(Task, ["d2"])), 0)
           assert.strictEqual(yield* a.run(EventQueue.redrive(Task, "all")), 4)
           assert.deepStrictEqual(ids(yield* deadLetters(a)), ["d2"])
-        }))
+        })
+      )
 
       test("of one id: the latest replaces the older", () =>
         Effect.gen(function* () {

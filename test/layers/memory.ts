@@ -6,7 +6,7 @@ import * as Scope from "effect/Scope"
 import { TestClock } from "effect/testing"
 import { Cohort, Instance } from "../../src/index.ts"
 import { MemoryHub } from "../../src/layers/memory/index.ts"
-import type { Backend } from "../contract/Backend.ts"
+import { allFeatures, type Backend } from "../contract/Backend.ts"
 
 /** The memory backend, with the layers that make an instance. */
 export const memoryWith = (
@@ -16,7 +16,7 @@ export const memoryWith = (
   ) => Layer.Layer<Cohort.Services, unknown>
 ): Backend => ({
   name,
-  features: { savesQueue: true },
+  features: allFeatures,
   advance: (duration) => TestClock.adjust(duration),
   make: Effect.gen(function* () {
     const hub = yield* MemoryHub.make

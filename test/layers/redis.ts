@@ -11,7 +11,7 @@ import * as Metric from "effect/Metric"
 import * as Scope from "effect/Scope"
 import { Cohort, Instance } from "../../src/index.ts"
 import { layerStores, RedisConnection, type RedisOptions } from "../../src/layers/redis/index.ts"
-import type { Backend } from "../contract/Backend.ts"
+import { allFeatures, type Backend } from "../contract/Backend.ts"
 import * as RedisCluster from "../servers/RedisCluster.ts"
 import * as RedisServer from "../servers/RedisServer.ts"
 import * as TcpProxy from "../servers/TcpProxy.ts"
@@ -52,7 +52,7 @@ export const redisWith = (
   servers: Effect.Effect<Reach, never, Scope.Scope> = oneServer
 ): Backend => ({
   name,
-  features: { savesQueue: true },
+  features: allFeatures,
   concurrent: true,
   advance: (duration) => Effect.provideService(Effect.sleep(duration), Clock.Clock, live),
   // Tests run beside each other: each counts for itself.

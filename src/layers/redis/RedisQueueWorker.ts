@@ -22,6 +22,8 @@ import { decodeKey, encodeKey, millis } from "./wire.ts"
 /** How much work to read ahead, in milliseconds of it, and in jobs. */
 const aheadMillis = 10
 const mostAhead = 500
+/** For how long jobs are counted before it follows how many are handled. */
+const countMillis = 5
 /** What is less is not worth a request of its own. */
 const leastAhead = 4
 /** After which a job that was taken ahead goes back, when none was asked for since. */
@@ -193,12 +195,13 @@ export class RedisQueueWorker implements Worker {
   /** Takes jobs: those that are wanted to be started at once, and some ahead. */
   private read(wanted: number): void {
     const sent = this.timers.now()
-    const handedOut = (this.handedOut * aheadMillis) / Math.max(sent - this.countedSince, aheadMillis)
-    const ahead = Math.floor(Math.min(this.mostAhead, 2 * this.ahead + 4, handedOut))
-    if (wanted === 0 && ahead < leastAhead) return
-    this.ahead = ahead
-    this.handedOut = 0
-    this.countedSince = sent
+    if (sent - this.countedSince >= countMillis) {
+      this.ahead = Math.floor(Math.min(this.mostAhead, (this.handedOut * aheadMillis) / (sent - this.countedSince)))
+      this.handedOut = 0
+      this.countedSince = sent
+    }
+    const ahead = this.ahead < leastAhead ? 0 : this.ahead
+    if (wanted + ahead === 0) return
     if (this.again.length > 0) this.send([])
     const undo = this.leaveIdle()
     const count = Math.min(wanted + ahead, 1_000)
