@@ -1,0 +1,325 @@
+/**
+ * A worker's hold on a queue in RabbitMQ: a channel that is given as many jobs as the
+ * worker may hold.
+ *
+ * It consumes from its first take to its next pause. What it was given and did not
+ * start goes back as a copy, behind the others: RabbitMQ counts every delivery that
+ * it takes back itself as an attempt. An attempt ends in the channel that began it, or
+ * nowhere: when that is over, RabbitMQ has given the job to someone else.
+ */
+import type { ConsumeMessage } from "amqplib"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Semaphore from "effect/Semaphore"
+import type { Delivery, Outcome, Settlement, Worker } from "../../services/EventQueueStore.ts"
+import type * as Timers from "../../services/internal/Timers.ts"
+import { Payload } from "../../services/Payload.ts"
+import type { Unavailable } from "../../services/Reason.ts"
+import { reasonOf, Task, unavailable } from "./AmqpLink.ts"
+import { ask, type Names } from "./AmqpQueueNames.ts"
+import { type Job, readJob } from "./AmqpQueueRecord.ts"
+import type { Session, Sessions } from "./AmqpSession.ts"
+
+/** What RabbitMQ gives one consumer at most, however many its worker may hold. */
+const mostHeld = 2_000
+/** After which a job that was given goes back, when none was asked for. */
+const giveBackMillis = 50
+/** How long to wait for the first job of a queue that has some. */
+const firstMillis = 100
+/** How long the end of a delay is remembered, in milliseconds. */
+const rememberMillis = 5_000
+
+/** What a delivery is known by. */
+interface Token {
+  readonly session: Session
+  readonly message: ConsumeMessage
+  readonly job: Job
+  /** Once it is acknowledged. */
+  settled: boolean
+}
+
+const tokenOf = (delivery: Delivery) => delivery.token as Token
+
+/** What a worker says when asked. */
+export interface Answer {
+  readonly held: number
+  /** Grows with every job that comes or goes. */
+  readonly version: number
+  /** Delays that have ended. */
+  readonly ended: ReadonlyArray<string>
+}
+
+/** Ends an attempt elsewhere: publishes what becomes of the job. */
+export type Forward = (
+  delivery: Delivery,
+  job: Job,
+  outcome: Exclude<Outcome, { readonly _tag: "ack" }>
+) => Effect.Effect<void, Unavailable>
+
+export class AmqpQueueWorker implements Worker {
+  private readonly names: Names
+  private readonly prefetch: number
+  private readonly forward: Forward
+  private readonly now: () => number
+  private readonly runFork: (effect: Effect.Effect<unknown>) => unknown
+  private sessions: Sessions | undefined
+
+  /** Beginning to consume and pausing take turns. */
+  private readonly changing = Semaphore.makeUnsafe(1)
+  /** Whether it takes jobs, and through which consumer of which session. */
+  private consuming = false
+  private consumer: { readonly session: Session; readonly cancel: Promise<() => Promise<void>> } | undefined
+  /** Given, but not taken. */
+  private given: Array<Delivery> = []
+  private held = 0
+  private version = 0
+  private ended: Array<readonly [nonce: string, at: number]> = []
+  private wake: (() => void) | undefined
+  private readonly timers: Timers.Timers
+  private readonly unwanted: Timers.Timer
+
+  constructor(options: {
+    readonly names: Names
+    readonly concurrency: number
+    readonly forward: Forward
+    readonly now: () => number
+    readonly timers: Timers.Timers
+    readonly runFork: (effect: Effect.Effect<unknown>) => unknown
+  }) {
+    this.names = options.names
+    this.prefetch = Math.min(options.concurrency, mostHeld)
+    this.forward = options.forward
+    this.now = options.now
+    this.runFork = options.runFork
+    this.timers = options.timers
+    this.unwanted = new Task(() => this.runFork(Effect.ignore(this.pause)))
+  }
+
+  attach(sessions: Sessions): void {
+    this.sessions = sessions
+  }
+
+  readonly setup = async (session: Session): Promise<void> => {
+    const { channel } = session
+    const { names } = this
+    await names.declare(channel)
+    await names.declareWorkers(channel)
+    const { queue } = await channel.assertQueue("", {
+      exclusive: true,
+      durable: false,
+      autoDelete: true,
+      arguments: { "x-queue-type": "classic" }
+    })
+    await channel.bindQueue(queue, ask, names.workers)
+    await session.consume(queue, ({ properties }) => this.answer(session, properties.replyTo as string), {
+      noAck: true
+    })
+    await session.consume(names.workers, () => {}, { noAck: true })
+    if (this.consuming) await this.consume(session)
+  }
+
+  readonly onDown = (): void => {
+    this.given = []
+    this.held = 0
+    this.version++
+    this.consumer = undefined
+  }
+
+  private answer(session: Session, replyTo: string): void {
+    const old = this.now() - rememberMillis
+    this.ended = this.ended.filter(([, at]) => at > old)
+    const answer: Answer = { held: this.held, version: this.version, ended: this.ended.map(([nonce]) => nonce) }
+    if (!session.over) session.channel.publish("", replyTo, Buffer.from(JSON.stringify(answer)))
+  }
+
+  private async consume(session: Session): Promise<void> {
+    if (this.consumer?.session !== session) {
+      const consume = async () => {
+        await session.channel.prefetch(this.prefetch)
+        return session.consume(this.names.jobs, (message) => this.onDelivery(session, message))
+      }
+      this.consumer = { session, cancel: consume() }
+    }
+    await this.consumer.cancel
+  }
+
+  private onDelivery(session: Session, message: ConsumeMessage): void {
+    const job = readJob(message.content)
+    this.held++
+    this.version++
+    if (job === undefined) {
+      // Nobody of ours has put it there.
+      session.ack(message)
+      this.held--
+      return
+    }
+    const { meta, payload } = job
+    const returns = Number(message.properties.headers?.["x-delivery-count"] ?? 0)
+    const token: Token = { session, message, job, settled: false }
+    const delivery: Delivery = {
+      id: meta.id,
+      payload: Payload.fromJson(payload),
+      attempt: meta.attempts + returns + 1,
+      timeout: meta.timeout,
+      maxRetries: meta.maxRetries,
+      lastError: meta.lastError,
+      token
+    }
+    if (meta.nonce !== undefined) this.ended.push([meta.nonce, this.now()])
+    const early = (meta.until ?? 0) - this.now()
+    if (early > 0) {
+      // Given back when the channel ends, if that fails.
+      return void this.runFork(Effect.ignore(this.settleOne(delivery, { _tag: "release", delay: early })))
+    }
+    this.give(delivery)
+  }
+
+  // --- taking ---
+
+  /**
+   * Returns when a job was given. While it does not consume it looks whether there are any, which leaves them to
+   * others, and begins when there are none.
+   */
+  readonly ready: Effect.Effect<void, Unavailable> = Effect.suspend(() => {
+    if (this.given.length > 0) return Exit.void
+    if (this.consuming) return this.next
+    return Effect.flatMap(this.look, (count) =>
+      count > 0 ? Effect.void : Effect.flatMap(this.begin, () => (this.given.length > 0 ? Effect.void : this.next))
+    )
+  })
+
+  private readonly next: Effect.Effect<void> = Effect.callback<void>((resume) => {
+    const wake = () => {
+      this.wake = undefined
+      resume(Exit.void)
+    }
+    this.wake = wake
+    return Effect.sync(() => {
+      if (this.wake === wake) this.wake = undefined
+    })
+  })
+
+  take(max: number): Effect.Effect<ReadonlyArray<Delivery>, Unavailable> {
+    if (this.given.length > 0 || this.consuming) return Exit.succeed(this.takeGiven(max))
+    return Effect.gen({ self: this }, function* () {
+      const count = yield* this.look
+      yield* this.begin
+      if (count > 0 && this.given.length === 0) yield* Effect.timeoutOption(this.next, firstMillis)
+      return this.takeGiven(max)
+    })
+  }
+
+  private takeGiven(max: number): ReadonlyArray<Delivery> {
+    const taken = this.given.splice(0, max)
+    if (this.given.length === 0) this.timers.cancel(this.unwanted)
+    else this.timers.start(this.unwanted, this.timers.now() + giveBackMillis)
+    return taken
+  }
+
+  private readonly look: Effect.Effect<number, Unavailable> = this.onSession((session) =>
+    this.names.declareJobs(session.channel)
+  )
+
+  private readonly begin: Effect.Effect<void, Unavailable> = this.changing.withPermit(
+    Effect.suspend(() => {
+      this.consuming = true
+      return this.onSession((session) => this.consume(session))
+    })
+  )
+
+  private onSession<A>(use: (session: Session) => Promise<A>): Effect.Effect<A, Unavailable> {
+    return Effect.suspend(() =>
+      Effect.flatMap(this.sessions!.ready, (session) =>
+        Effect.tryPromise({
+          try: () => use(session),
+          catch: (error) => {
+            session.abandon(error)
+            return unavailable(reasonOf(error), error)
+          }
+        })
+      )
+    )
+  }
+
+  readonly pause: Effect.Effect<void, Unavailable> = this.changing.withPermit(
+    Effect.suspend(() => {
+      this.consuming = false
+      // Whoever waits for a job is to look for it himself.
+      this.wake?.()
+      const { consumer } = this
+      this.consumer = undefined
+      return Effect.andThen(
+        consumer === undefined || consumer.session.over
+          ? Effect.void
+          : Effect.promise(async () => {
+              try {
+                await (await consumer.cancel)()
+              } catch (error) {
+                consumer.session.abandon(error)
+              }
+            }),
+        Effect.suspend(() => this.giveBack())
+      )
+    })
+  )
+
+  private giveBack(): Effect.Effect<void, Unavailable> {
+    const { given } = this
+    this.given = []
+    this.timers.cancel(this.unwanted)
+    return Effect.forEach(
+      given,
+      (delivery) =>
+        Effect.onError(this.settleOne(delivery, { _tag: "release", delay: 0 }), () =>
+          Effect.sync(() => this.give(delivery))
+        ),
+      { discard: true, concurrency: "unbounded" }
+    )
+  }
+
+  private give(delivery: Delivery): void {
+    if (tokenOf(delivery).session.over) return
+    this.given.push(delivery)
+    if (!this.unwanted.pending) this.timers.start(this.unwanted, this.timers.now() + giveBackMillis)
+    this.wake?.()
+  }
+
+  // --- what becomes of them ---
+
+  renew(deliveries: ReadonlyArray<Delivery>): Effect.Effect<ReadonlyArray<boolean>, Unavailable> {
+    return Exit.succeed(deliveries.map((delivery) => !tokenOf(delivery).session.over))
+  }
+
+  settle(settlements: ReadonlyArray<Settlement>): Effect.Effect<ReadonlyArray<boolean>, Unavailable> {
+    if (settlements.every(({ outcome }) => outcome._tag === "ack")) {
+      return Exit.succeed(settlements.map(({ delivery }) => this.ack(delivery)))
+    }
+    const settled = Effect.forEach(settlements, ({ delivery, outcome }) => this.settleOne(delivery, outcome), {
+      concurrency: "unbounded"
+    })
+    // What is given back is for others.
+    return settlements.some(({ outcome }) => outcome._tag === "release" && outcome.delay === 0)
+      ? Effect.andThen(this.pause, settled)
+      : settled
+  }
+
+  private ack(delivery: Delivery): boolean {
+    const token = tokenOf(delivery)
+    // A batch of which a part failed is settled again.
+    if (token.settled) return true
+    if (!token.session.ack(token.message)) return false
+    token.settled = true
+    this.held--
+    this.version++
+    return true
+  }
+
+  private settleOne(delivery: Delivery, outcome: Outcome): Effect.Effect<boolean, Unavailable> {
+    if (outcome._tag === "ack") return Effect.sync(() => this.ack(delivery))
+    const { job, session, settled } = tokenOf(delivery)
+    if (settled) return Effect.succeed(true)
+    if (session.over) return Effect.succeed(false)
+    // Twice is better than never: what it becomes is there before it goes.
+    return Effect.map(this.forward(delivery, job, outcome), () => this.ack(delivery))
+  }
+}

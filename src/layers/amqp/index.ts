@@ -1,0 +1,22 @@
+/**
+ * The RabbitMQ layers. Importing them loads amqplib.
+ *
+ * @since 0.3.0
+ */
+import * as AmqpCacheStore from "./AmqpCacheStore.ts"
+import * as AmqpConnection from "./AmqpConnection.ts"
+import * as AmqpEventQueueStore from "./AmqpEventQueueStore.ts"
+import * as AmqpLockStore from "./AmqpLockStore.ts"
+import * as AmqpOptions from "./AmqpOptions.ts"
+import * as AmqpPubSubTransport from "./AmqpPubSubTransport.ts"
+import * as ReplicatedLog from "./log/ReplicatedLog.ts"
+
+export {
+  AmqpCacheStore,
+  AmqpConnection,
+  AmqpEventQueueStore,
+  AmqpLockStore,
+  AmqpOptions,
+  AmqpPubSubTransport,
+  ReplicatedLog
+}

@@ -1,0 +1,99 @@
+/**
+ * The replicated log as a RabbitMQ stream: one durable queue of type `stream` for an
+ * app. Records are published through the default exchange, with confirms.
+ *
+ * The stream forgets its oldest segments past `maxBytes` or `maxAge`, whichever
+ * comes first, a segment at a time; it always keeps the one being written. RabbitMQ wants
+ * the same retention from every instance, for as long as the stream exists.
+ *
+ * RabbitMQ 3.10 never brings back a stream that was made within the last moments before it
+ * was killed ("home node is down"): that one has to be deleted by hand.
+ */
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import type { ConsumeMessage } from "amqplib"
+import type { Unavailable } from "../../../services/Reason.ts"
+import type { AmqpConnection, Topology } from "../AmqpConnection.ts"
+import { reasonOf, unavailable } from "../AmqpLink.ts"
+import type { Session } from "../AmqpSession.ts"
+import { shortName } from "../names.ts"
+import type { LogStream } from "./LogStream.ts"
+
+export interface Retention {
+  readonly maxBytes: number
+  /** Milliseconds. */
+  readonly maxAge: number
+}
+
+/** Retention is by segments: so many make up all. */
+const segments = 16
+/** Deliveries on their way before the first has been handled. */
+const prefetch = 1_000
+
+export const make = (amqp: AmqpConnection["Service"], app: string, { maxAge, maxBytes }: Retention): LogStream => {
+  const queue = shortName(`cohort.log.v1.${app}`)
+  const topology: Topology = {
+    declare: (channel) =>
+      channel.assertQueue(queue, {
+        durable: true,
+        arguments: {
+          "x-queue-type": "stream",
+          "x-max-length-bytes": maxBytes,
+          "x-max-age": `${Math.ceil(maxAge / 1_000)}s`,
+          "x-stream-max-segment-size-bytes": Math.ceil(maxBytes / segments)
+        }
+      })
+  }
+  const properties = { deliveryMode: 2 }
+
+  return {
+    open: ({ from, onEnd, onRecord }) =>
+      Effect.gen(function* () {
+        const failed = yield* Deferred.make<never, Unavailable>()
+        let over = false
+        const end = (cause: unknown) => {
+          if (over) return
+          over = true
+          Deferred.doneUnsafe(failed, Effect.fail(unavailable(reasonOf(cause), cause)))
+          onEnd(cause)
+        }
+        let used = false
+        const setup = async (session: Session) => {
+          // One session only: the next one begins at another offset.
+          if (used) throw new Error("over")
+          used = true
+          try {
+            await topology.declare(session.channel)
+            await session.channel.prefetch(prefetch)
+            await session.consume(queue, deliver(session), { arguments: { "x-stream-offset": from } })
+          } catch (error) {
+            end(error)
+            throw error
+          }
+        }
+        /** Acknowledges once for all that comes in one turn. */
+        const deliver = (session: Session) => {
+          let handled: ConsumeMessage | undefined
+          const ack = () => {
+            if (handled !== undefined) session.ack(handled, true)
+            handled = undefined
+          }
+          return (message: ConsumeMessage) => {
+            if (over) return
+            if (handled === undefined) queueMicrotask(ack)
+            handled = message
+            onRecord(Number(message.properties.headers?.["x-stream-offset"]), message.content)
+          }
+        }
+        const sessions = yield* amqp.open({ setup, onDown: () => end(new Error("the channel ended")) })
+        yield* Effect.raceFirst(sessions.ready, Deferred.await(failed))
+        return {
+          append: (content, refused) => {
+            amqp.requestPublish({ exchange: "", routingKey: queue, content, properties, topology }, (result) => {
+              if (result._tag === "Failure") refused(result.cause)
+            })
+          }
+        }
+      })
+  }
+}

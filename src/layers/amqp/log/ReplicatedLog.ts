@@ -1,0 +1,470 @@
+/**
+ * One log for all instances of an app; each folds it into its own memory.
+ *
+ * - **An append is done when it is read again.** The answer is what the folds say at its place
+ *   in the order, the same on every instance. Whoever has the answer has applied
+ *   everything before it.
+ * - **Ready means caught up.** A session begins with a mark of its own; when that is read,
+ *   so is all that was appended before. What is asked for until then waits, and fails with
+ *   `Unavailable` when the `timeout` has passed.
+ * - **Fresh means lately proved.** Every own record proves, when it is read, that
+ *   the memory is not older than the moment it was sent; there is one each `beat` at
+ *   least. When the last proof is older than `staleness` nothing is answered from
+ *   memory, and the session is opened again: a tail that stalls gives no stale answers.
+ * - **The same log, or from the start.** A session goes on from the last record
+ *   that was read, and reads that one again. If it is not the same, byte for
+ *   byte, or does not come (the stream was made anew, lost its end, or has forgotten that far),
+ *   everything is forgotten and read again from the first record.
+ * - **Epoch.** A fence is an epoch plus an offset. Every mark lifts the epoch to that of its author, and
+ *   to the author's clock in microseconds less the offset: so fences grow over every
+ *   stream there was, as long as clocks are right and an instance appends less than
+ *   one record per microsecond.
+ *
+ * There is one stream for an app, not several shards: so what an instance sees of the locks is
+ * never ahead of what it sees of the caches, and who is granted the lock that another
+ * released finds what that one has cached. Memory is what the folds keep; records are
+ * handled as they come, in one turn, and there is no queue of them.
+ */
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as SecureRandom from "effect/crypto/SecureRandom"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
+import * as Timers from "../../../services/internal/Timers.ts"
+import { Instance } from "../../../services/Instance.ts"
+import { Unavailable } from "../../../services/Reason.ts"
+import { AmqpConnection } from "../AmqpConnection.ts"
+import * as AmqpLogStream from "./AmqpLogStream.ts"
+import { decode, encode, type LogRecord } from "./LogRecord.ts"
+import type { LogStream, Session } from "./LogStream.ts"
+
+/** A record where it stands in the log. */
+export interface Entry {
+  readonly offset: number
+  /** Epoch plus offset. */
+  readonly fence: number
+  readonly author: string
+  readonly record: LogRecord
+  /** Monotonic milliseconds at which it was read. */
+  readonly now: number
+  /** Unix time in milliseconds at which it was read. */
+  readonly wall: number
+  /** In bytes. */
+  readonly size: number
+}
+
+/** What is made of the log. Nothing here may throw. */
+export interface Fold {
+  /** Forget everything: the log is read from `first`. */
+  readonly begin: (first: number) => void
+  /** The answer for the author, when the record is of this fold's kind. */
+  readonly apply: (entry: Entry) => unknown
+  /** All that was appended before this session has been read. */
+  readonly live?: () => void
+  /** The session has ended. */
+  readonly away?: () => void
+  /** Once each beat, while live. */
+  readonly beat?: (now: number) => void
+  /** Before a clean stop. */
+  readonly close?: () => LogRecord | undefined
+}
+
+/** An own record that was read again. */
+export interface Applied {
+  readonly answer: unknown
+  /** Monotonic milliseconds at which it was sent: not later than it was appended. */
+  readonly sent: number
+  readonly offset: number
+}
+
+export class ReplicatedLog extends Context.Service<
+  ReplicatedLog,
+  {
+    /** Who this instance is in the log, new at every start. Has no `.`. */
+    readonly author: string
+    readonly timers: Timers.Timers
+    readonly timeout: number
+    /** How much the log retains. */
+    readonly retention: AmqpLogStream.Retention
+    /** Folds the log from its first record on; waits until it has caught up if it is `eager`, but for no longer than the timeout. */
+    readonly attach: (fold: Fold) => Effect.Effect<void>
+    readonly isLive: () => boolean
+    /** Whether memory is not older than `staleness`. */
+    readonly isFresh: () => boolean
+    /** Waits until it is. */
+    readonly fresh: Effect.Effect<void, Unavailable>
+    /** Waits until everything that was appended before has been read. */
+    readonly sync: Effect.Effect<void, Unavailable>
+    /** The offset that has been read up to. */
+    readonly offset: () => number
+    /** How often the log was begun: offsets of one time say nothing at another. */
+    readonly beginnings: () => number
+    /** The monotonic time than which what is read now was not appended earlier. */
+    readonly provenAt: () => number
+    /**
+     * Appends what `make` gives when the log is ready; calls back once, when it was read again or will not be.
+     * What comes back takes it back, without a call: `false` when it was sent already.
+     */
+    readonly send: (make: () => LogRecord, resume?: (exit: Exit.Exit<Applied, Unavailable>) => void) => () => boolean
+    readonly append: (make: () => LogRecord) => Effect.Effect<Applied, Unavailable>
+  }
+>()("cohort/layers/amqp/ReplicatedLog") {}
+
+/** Times in milliseconds. */
+export interface Options {
+  /** After which an operation fails with `Unavailable`. Default 5 seconds. */
+  readonly timeout?: number | undefined
+  /** How old memory may be that is answered from. Default 4 seconds. */
+  readonly staleness?: number | undefined
+  /** How often an instance that has nothing to say makes a mark. Default 1 second. */
+  readonly beat?: number | undefined
+  /**
+   * What the stream retains, in bytes, and with it what an instance that starts has to read: some ten thousand
+   * records in a second. Default 64 MiB. The same for all instances, for as long as the stream exists.
+   */
+  readonly maxBytes?: number | undefined
+  /** For how long it retains that, in milliseconds. Default 7 days. The same for all instances, too. */
+  readonly maxAge?: number | undefined
+  /** Whether the broker is there, and is worth waiting for: so whoever comes first does not come late. Default `false`. */
+  readonly eager?: boolean | undefined
+}
+
+/** Whoever waits for the log must have a fair chance to see it come back. */
+const reopen = (timeout: number) =>
+  Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced(timeout / 10)]).pipe(Schedule.jittered)
+
+/** A record on its way. */
+interface Sending {
+  readonly make: () => LogRecord
+  resume: ((exit: Exit.Exit<Applied, Unavailable>) => void) | undefined
+  timer: Timers.Timer | undefined
+  sent: number
+}
+
+export const make = (
+  stream: LogStream,
+  options: Options = {}
+): Effect.Effect<ReplicatedLog["Service"], never, Scope.Scope> =>
+  Effect.gen(function* () {
+    const { timeout = 5_000, staleness = 4_000, beat = 1_000, eager = false } = options
+    const retention = retentionOf(options)
+    const clock = yield* Clock.clockWith(Effect.succeed)
+    const timers = yield* Timers.make
+    const { now } = timers
+    const author = SecureRandom.uuidV4Unsafe().replaceAll("-", "").slice(0, 16)
+
+    const folds: Array<Fold> = []
+    let session: Session | undefined
+    /** Ends the session. */
+    let end: (cause: unknown) => void = () => {}
+    let live = false
+    let closed = false
+    let seq = 0
+    let epoch = 0
+    /** The last record that was read. */
+    let last: { readonly offset: number; readonly body: Buffer } | undefined
+    let provenAt = Number.NEGATIVE_INFINITY
+    let heardAt = 0
+    let beginnings = 0
+    /** Whether this session has still to read the last record of the one before. */
+    let isUnchecked = false
+    /** The mark that this session began with. */
+    let begun = -1
+
+    /** What waits for the log to be ready. */
+    const waiting = new Set<Sending>()
+    /** What was sent, by its number, earliest first. */
+    const sent = new Map<number, Sending>()
+    const awaitingFresh = new Set<(exit: Exit.Exit<void, Unavailable>) => void>()
+
+    const isFresh = () => live && now() - provenAt < staleness
+    const unavailable = (detail: string, cause?: unknown) => new Unavailable({ backend: "rabbitmq", detail, cause })
+    const late = () => unavailable(`no answer within ${timeout} ms`)
+
+    // --- appending ---
+
+    const settle = (sending: Sending, exit: Exit.Exit<Applied, Unavailable>) => {
+      if (sending.timer !== undefined) timers.cancel(sending.timer)
+      const { resume } = sending
+      sending.resume = undefined
+      resume?.(exit)
+    }
+
+    const publish = (sending: Sending): number => {
+      const number = seq++
+      sending.sent = now()
+      sent.set(number, sending)
+      session!.append(encode({ author, seq: number, record: sending.make() }), (cause) => {
+        if (!sent.delete(number)) return
+        settle(sending, Exit.fail(unavailable("the record was refused", cause)))
+      })
+      return number
+    }
+
+    const send = (make: () => LogRecord, resume?: (exit: Exit.Exit<Applied, Unavailable>) => void): Sending => {
+      const sending: Sending = { make, resume, timer: undefined, sent: 0 }
+      if (closed) {
+        settle(sending, Exit.fail(unavailable("the log is closed")))
+        return sending
+      }
+      sending.timer = timers.at(now() + timeout, () => {
+        waiting.delete(sending)
+        settle(sending, Exit.fail(late()))
+      })
+      if (live) publish(sending)
+      else waiting.add(sending)
+      return sending
+    }
+
+    const takeBack = (sending: Sending): boolean => {
+      sending.resume = undefined
+      if (sending.timer !== undefined) timers.cancel(sending.timer)
+      return waiting.delete(sending)
+    }
+
+    const mark = (): LogRecord => ({ kind: "mark", at: clock.currentTimeMillisUnsafe(), epoch })
+
+    // --- reading ---
+
+    const apply = (offset: number, body: Buffer) => {
+      const envelope = decode(body)
+      if (envelope === undefined) return
+      const { record } = envelope
+      const time = now()
+      if (record.kind === "mark") epoch = Math.max(epoch, record.epoch, record.at * 1_000 - offset)
+      const entry: Entry = {
+        offset,
+        fence: epoch + offset,
+        author: envelope.author,
+        record,
+        now: time,
+        wall: clock.currentTimeMillisUnsafe(),
+        size: body.length
+      }
+      const own = envelope.author === author ? sent.get(envelope.seq) : undefined
+      if (own !== undefined) provenAt = Math.max(provenAt, own.sent)
+      let answer: unknown
+      for (const fold of folds) answer = fold.apply(entry) ?? answer
+      if (own === undefined) return
+      sent.delete(envelope.seq)
+      settle(own, Exit.succeed({ answer, sent: own.sent, offset }))
+      if (envelope.seq === begun) becomeLive()
+      if (awaitingFresh.size > 0 && isFresh()) {
+        const resumes = [...awaitingFresh]
+        awaitingFresh.clear()
+        for (const resume of resumes) resume(Exit.void)
+      }
+    }
+
+    const becomeLive = () => {
+      live = true
+      // What an earlier session sent and this one has not read was not appended.
+      for (const [number, sending] of sent) {
+        if (number > begun) break
+        sent.delete(number)
+        settle(sending, Exit.fail(unavailable("the connection was lost")))
+      }
+      for (const fold of folds) fold.live?.()
+      const sendings = [...waiting]
+      waiting.clear()
+      for (const sending of sendings) publish(sending)
+    }
+
+    const oneSession = Effect.scoped(
+      Effect.gen(function* () {
+        const ended = yield* Deferred.make<unknown>()
+        let over = false
+        const endThis = (cause: unknown) => {
+          over = true
+          Deferred.doneUnsafe(ended, Exit.succeed(cause))
+        }
+        // Reads the last record again.
+        let checking = last
+        heardAt = now()
+        isUnchecked = checking !== undefined
+        begun = -1
+        const opened = yield* stream.open({
+          from: checking?.offset ?? "first",
+          onEnd: endThis,
+          onRecord: (offset, body) => {
+            if (over) return
+            heardAt = now()
+            if (checking !== undefined) {
+              const same = offset === checking.offset && body.equals(checking.body)
+              checking = undefined
+              isUnchecked = false
+              if (same) return
+              last = undefined
+              return endThis("another log")
+            }
+            if (last === undefined) {
+              beginnings++
+              for (const fold of folds) fold.begin(offset)
+            }
+            last = { offset, body }
+            apply(offset, body)
+          }
+        })
+        if (over) return yield* Deferred.await(ended)
+        yield* Effect.addFinalizer(() =>
+          Effect.sync(() => {
+            over = true
+            session = undefined
+            end = () => {}
+            if (!live) return
+            live = false
+            for (const fold of folds) fold.away?.()
+          })
+        )
+        session = opened
+        end = endThis
+        begun = publish({ make: mark, resume: undefined, timer: undefined, sent: 0 })
+        return yield* Deferred.await(ended)
+      })
+    )
+
+    const beating: Effect.Effect<never> = Effect.forever(
+      Effect.andThen(
+        Effect.sleep(beat),
+        Effect.sync(() => {
+          const time = now()
+          if (session === undefined) return
+          if (isUnchecked && time - heardAt > staleness / 2) {
+            // A stream that ends before the last record that was read is silent.
+            last = undefined
+            return end("another log, or none")
+          }
+          if (time - heardAt > staleness) return end("nothing was heard")
+          if (!live) return
+          if (time - provenAt > beat / 2) publish({ make: mark, resume: undefined, timer: undefined, sent: 0 })
+          for (const fold of folds) fold.beat?.(time)
+        })
+      )
+    )
+
+    yield* Effect.addFinalizer(() =>
+      Effect.sync(() => {
+        closed = true
+        for (const sending of [...waiting, ...sent.values()]) {
+          settle(sending, Exit.fail(unavailable("the log is closed")))
+        }
+        for (const resume of awaitingFresh) resume(Exit.fail(unavailable("the log is closed")))
+      })
+    )
+    // Not before the stores have attached their folds.
+    yield* Effect.yieldNow.pipe(
+      Effect.andThen(
+        Effect.forever(
+          oneSession.pipe(
+            Effect.flatMap((cause) => Effect.logDebug("The session of the log ended", cause)),
+            Effect.tapError((error) => Effect.logDebug("The log cannot be opened", error)),
+            Effect.retry(reopen(timeout)),
+            Effect.andThen(Effect.sleep("20 millis"))
+          )
+        )
+      ),
+      Effect.forkScoped
+    )
+    yield* Effect.forkScoped(beating)
+    yield* Effect.addFinalizer(() =>
+      Effect.sync(() => {
+        if (!live) return
+        for (const fold of folds) {
+          const record = fold.close?.()
+          if (record !== undefined) publish({ make: () => record, resume: undefined, timer: undefined, sent: 0 })
+        }
+      })
+    )
+
+    /** Waits until what is in memory is fresh. */
+    const fresh = Effect.suspend(() => {
+      if (isFresh()) return Exit.void
+      return Effect.callback<void, Unavailable>((resume) => {
+        const timer = timers.at(now() + timeout, () => done(Exit.fail(late())))
+        const done = (exit: Exit.Exit<void, Unavailable>) => {
+          awaitingFresh.delete(done)
+          timers.cancel(timer)
+          resume(exit)
+        }
+        awaitingFresh.add(done)
+        return Effect.sync(() => {
+          awaitingFresh.delete(done)
+          timers.cancel(timer)
+        })
+      })
+    })
+
+    // --- what is asked in one turn shares a mark ---
+
+    let syncing: Array<(exit: Exit.Exit<void, Unavailable>) => void> | undefined
+    const joinSync = (resume: (exit: Exit.Exit<void, Unavailable>) => void) => {
+      if (syncing !== undefined) return void syncing.push(resume)
+      const group = [resume]
+      syncing = group
+      queueMicrotask(() => {
+        syncing = undefined
+        send(mark, (exit) => {
+          for (const resume of group) resume(Exit.asVoid(exit))
+        })
+      })
+    }
+
+    return ReplicatedLog.of({
+      author,
+      timers,
+      timeout,
+      retention,
+      attach: (fold) =>
+        Effect.suspend(() => {
+          folds.push(fold)
+          // Records that were read already are read again.
+          last = undefined
+          live = false
+          end("another fold")
+          return eager ? Effect.ignore(fresh) : Effect.void
+        }),
+      isLive: () => live,
+      isFresh,
+      fresh,
+      sync: Effect.callback<void, Unavailable>(joinSync),
+      offset: () => last?.offset ?? -1,
+      provenAt: () => provenAt,
+      beginnings: () => beginnings,
+      send: (make, resume) => {
+        const sending = send(make, resume)
+        return () => takeBack(sending)
+      },
+      append: (make) =>
+        Effect.callback<Applied, Unavailable>((resume) => {
+          const sending = send(make, resume)
+          return Effect.sync(() => takeBack(sending))
+        })
+    })
+  })
+
+const retentionOf = ({ maxAge = 7 * 86_400_000, maxBytes = 64 * 1024 * 1024 }: Options): AmqpLogStream.Retention => ({
+  maxAge,
+  maxBytes
+})
+
+/**
+ * The log of this app on RabbitMQ. Given as one layer to several stores it is one log; the default is
+ * {@link layer}.
+ */
+export const layerWith = (options: Options): Layer.Layer<ReplicatedLog, never, AmqpConnection | Instance> =>
+  Layer.effect(
+    ReplicatedLog,
+    Effect.gen(function* () {
+      const amqp = yield* AmqpConnection
+      const { app } = yield* Instance
+      const stream = AmqpLogStream.make(amqp, app, retentionOf(options))
+      const eager = (yield* amqp.state).publishing === "ready"
+      return yield* make(stream, { timeout: amqp.timeout, eager, ...options })
+    })
+  )
+
+export const layer: Layer.Layer<ReplicatedLog, never, AmqpConnection | Instance> = layerWith({})

@@ -1,0 +1,579 @@
+/** The folds of the replicated log, without a log: any records, in any order, read by anyone at any pace. */
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Schema from "effect/Schema"
+import { CacheFold } from "../../src/layers/amqp/log/CacheFold.ts"
+import { authorOf, LockFold, type Outcome, type Position } from "../../src/layers/amqp/log/LockFold.ts"
+import { decode, type Envelope, encode, type LogRecord } from "../../src/layers/amqp/log/LogRecord.ts"
+import { Payload } from "../../src/services/Payload.ts"
+
+const int = (minimum: number, maximum: number) => Schema.Int.check(Schema.isBetween({ minimum, maximum }))
+const steps = <S extends Schema.Constraint>(step: S, most: number) => Schema.Array(step).check(Schema.isMaxLength(most))
+
+describe("records of the log", () => {
+  const texts = ["", "k", "\n", "\ud800", "é🎉", '"', "[1,2]", "__proto__", "x".repeat(1_000)]
+  const Text = Schema.Union([Schema.Literals(texts), Schema.String])
+  const Value = Schema.Union([Text, Schema.Number.check(Schema.isFinite()), Schema.Null, Schema.Array(Text)])
+
+  it.effect.prop(
+    "come back as they were written",
+    { texts: Schema.Array(Text), values: Schema.Array(Value), n: int(0, 2 ** 50), ttl: Schema.NullOr(int(1, 2 ** 40)) },
+    ({ n, texts, ttl, values }) =>
+      Effect.sync(() => {
+        const [a = "a", b = "b"] = texts
+        const lives = ttl ?? undefined
+        const entries = values.map((value, i) => ({ key: texts[i] ?? a, payload: Payload.fromTree(value) }))
+        const payload = entries[0]?.payload ?? Payload.fromTree(null)
+        const records: ReadonlyArray<LogRecord> = [
+          { kind: "set", space: a, at: n, ttl: lives, entries },
+          { kind: "fill", space: a, at: n, ttl: lives, key: b, since: n, payload },
+          { kind: "del", space: a, keys: texts },
+          { kind: "reset", space: a },
+          { kind: "request", key: a, id: b, ttl: n, wait: ttl === null, over: lives },
+          { kind: "renew", key: a, id: b, ttl: n },
+          { kind: "release", key: a, id: b },
+          { kind: "expire", key: a, touched: n },
+          { kind: "gone", author: a, seen: n },
+          {
+            kind: "snapshot",
+            asOf: n,
+            locks: [
+              [a, b, n, 1, 2, [[a, n]]],
+              [b, a, 1, 2, 3, []]
+            ],
+            seen: [[a, n]]
+          },
+          { kind: "mark", at: n, epoch: n },
+          { kind: "bye" },
+          { kind: "ask" },
+          { kind: "genesis", asked: n }
+        ]
+        const plain = ({ record, ...envelope }: Envelope) => JSON.parse(JSON.stringify({ envelope, record }, jsonOf))
+        for (const record of records) {
+          const envelope = { author: a, seq: n, record }
+          const read = decode(encode(envelope))
+          assert.isDefined(read)
+          assert.deepStrictEqual(plain(read), plain(envelope))
+        }
+      })
+  )
+
+  const jsonOf = (_: string, value: unknown) => (value instanceof Payload ? { json: value.json } : value)
+
+  it("leaves out what it does not know, and what is broken", () => {
+    const bodies = ["", "x", "{}", "[]", "[1]", '[2,"a",1,"bye"]', '[1,"a",1,"new kind"]', '[1,"a",1,"reset",1]']
+    const cutShort = ['[1,"a",1,"set","s",1,null,[["k",5]]]\n"ab"', '[1,"a",1,"set","s",1,null,[["k",-1]]]\n"ab"']
+    for (const body of [...bodies, ...cutShort]) assert.isUndefined(decode(Buffer.from(body)), body)
+  })
+})
+
+describe("the fold of the caches", () => {
+  const Key = Schema.Literals(["a", "b", "c"])
+  const Space = Schema.Literals(["s", "s", "t"])
+  const Ttl = Schema.NullOr(int(1, 6))
+  const Step = Schema.Union([
+    Schema.Struct({ op: Schema.Literal("set"), space: Space, keys: Schema.Array(Key), ttl: Ttl }),
+    Schema.Struct({ op: Schema.Literal("del"), space: Space, keys: Schema.Array(Key) }),
+    Schema.Struct({ op: Schema.Literal("reset"), space: Space }),
+    // A load that began some records ago.
+    Schema.Struct({ op: Schema.Literal("fill"), space: Space, key: Key, ttl: Ttl, ago: int(0, 6) }),
+    Schema.Struct({ op: Schema.Literal("pass"), time: int(1, 3) })
+  ])
+  type Step = typeof Step.Type
+
+  /** What the records mean, for one who has read all of them and forgets nothing. */
+  class Model {
+    now = 0
+    readonly values = new Map<string, { readonly json: string; readonly ends: number }>()
+    private readonly written = new Map<string, number>()
+
+    live(id: string) {
+      const value = this.values.get(id)
+      return value !== undefined && value.ends > this.now ? value : undefined
+    }
+
+    apply(offset: number, record: LogRecord): unknown {
+      if (record.kind === "set") {
+        for (const { key, payload } of record.entries)
+          this.write(offset, `${record.space}/${key}`, payload.json, record)
+        return undefined
+      }
+      if (record.kind === "del") {
+        return record.keys.filter((key) => {
+          const id = `${record.space}/${key}`
+          const there = this.live(id) !== undefined
+          this.values.delete(id)
+          this.written.set(id, offset)
+          return there
+        }).length
+      }
+      if (record.kind === "reset") {
+        for (const key of ["a", "b", "c"]) {
+          this.values.delete(`${record.space}/${key}`)
+          this.written.set(`${record.space}/${key}`, offset)
+        }
+        return undefined
+      }
+      if (record.kind !== "fill") throw new Error("not of the caches")
+      const id = `${record.space}/${record.key}`
+      if ((this.written.get(id) ?? -1) > record.since) return false
+      this.values.set(id, { json: record.payload.json, ends: record.at + (record.ttl ?? Number.POSITIVE_INFINITY) })
+      return true
+    }
+
+    private write(
+      offset: number,
+      id: string,
+      json: string,
+      record: { readonly at: number; readonly ttl: number | undefined }
+    ) {
+      this.values.set(id, { json, ends: record.at + (record.ttl ?? Number.POSITIVE_INFINITY) })
+      this.written.set(id, offset)
+    }
+  }
+
+  const play = (
+    todo: ReadonlyArray<Step>,
+    each: (offset: number, record: Parameters<CacheFold["apply"]>[1], model: Model, answer: unknown) => void
+  ) => {
+    const model = new Model()
+    let offset = 0
+    for (const step of todo) {
+      if (step.op === "pass") {
+        model.now += step.time
+        continue
+      }
+      const { space } = step
+      const payload = (key: string) => Payload.fromTree(`${key} of ${offset}`)
+      const ttl = "ttl" in step ? (step.ttl ?? undefined) : undefined
+      const record = (() => {
+        switch (step.op) {
+          case "set":
+            return {
+              kind: "set" as const,
+              space,
+              at: model.now,
+              ttl,
+              entries: step.keys.map((key) => ({ key, payload: payload(key) }))
+            }
+          case "del":
+            return { kind: "del" as const, space, keys: step.keys }
+          case "reset":
+            return { kind: "reset" as const, space }
+          case "fill": {
+            const since = Math.max(offset - 1 - step.ago, -1)
+            return {
+              kind: "fill" as const,
+              space,
+              at: model.now,
+              ttl,
+              key: step.key,
+              since,
+              payload: payload(step.key)
+            }
+          }
+        }
+      })()
+      const answer = model.apply(offset, record)
+      each(offset, record, model, answer)
+      offset++
+    }
+  }
+
+  const ids = ["s", "t"].flatMap((space) => ["a", "b", "c"].map((key) => [space, key] as const))
+  const at = (now: number) => ({ now, wall: now })
+
+  it.effect.prop(
+    "equals a model: values, ttls, keys, and what del and fill answer",
+    { todo: steps(Step, 60) },
+    ({ todo }) =>
+      Effect.sync(() => {
+        const fold = new CacheFold(1e9)
+        fold.begin(0)
+        play(todo, (offset, record, model, answer) => {
+          if (record.kind === "fill") {
+            assert.strictEqual(fold.mayFill(record.space, record.key, record.since), answer as boolean)
+          }
+          assert.strictEqual(fold.apply(offset, record, at(model.now)), answer as never)
+          for (const [space, key] of ids) {
+            const expected = model.live(`${space}/${key}`)
+            assert.strictEqual(fold.get(space, key, model.now)?.json, expected?.json)
+            assert.strictEqual(fold.ttl(space, key, model.now), expected && expected.ends - model.now)
+            assert.strictEqual(fold.keys(space, model.now).includes(key), expected !== undefined)
+          }
+        })
+      }),
+    { arbitrary: { runs: 1_000, size: 60 } }
+  )
+
+  it.effect.prop(
+    "has what is in the model or nothing, never what is out of date: with little memory, begun anywhere, however slow",
+    { todo: steps(Step, 60), first: int(0, 30), capacity: int(100, 2_000), remembered: int(1, 3), late: int(0, 5) },
+    ({ capacity, first, late, remembered, todo }) =>
+      Effect.sync(() => {
+        const fold = new CacheFold(capacity, remembered)
+        fold.begin(first)
+        play(todo, (offset, record, model, answer) => {
+          if (offset < first) return
+          // Read later than it was written; the model knows only when it was written.
+          const now = model.now + late
+          const own = fold.apply(offset, record, at(now))
+          if (record.kind === "fill" && own === true) assert.isTrue(answer)
+          assert.isAtMost(fold.bytes, capacity)
+          for (const [space, key] of ids) {
+            const found = fold.get(space, key, now)
+            const expected = model.values.get(`${space}/${key}`)
+            if (found !== undefined) {
+              assert.strictEqual(found.json, expected?.json)
+              assert.isAbove(expected!.ends, now)
+            }
+          }
+        })
+      }),
+    { arbitrary: { runs: 5_000, size: 60 } }
+  )
+
+  it("ends an entry as the author's clock says, or its ttl after it came, whichever is earlier", () => {
+    const fold = new CacheFold(1e6)
+    fold.begin(0)
+    const set = (offset: number, wall: number) =>
+      fold.apply(
+        offset,
+        { kind: "set", space: "s", at: 1_000, ttl: 100, entries: [{ key: "k", payload: Payload.fromTree(1) }] },
+        { now: 0, wall }
+      )
+    const ends = [
+      [1_000, 100],
+      [1_040, 60], // late, or ahead of the author
+      [900, 100], // behind the author
+      [1_100, undefined]
+    ] as const
+    for (const [i, [wall, left]] of ends.entries()) {
+      set(i, wall)
+      assert.strictEqual(fold.ttl("s", "k", 0), left)
+    }
+  })
+
+  it("drops the entries of the cache that takes most, least recently written first, and spares what is read", () => {
+    const fold = new CacheFold(100_000)
+    fold.begin(0)
+    let offset = 0
+    const set = (space: string, key: string, length: number) =>
+      fold.apply(
+        offset++,
+        {
+          kind: "set",
+          space,
+          at: 0,
+          ttl: undefined,
+          entries: [{ key, payload: Payload.fromTree("x".repeat(length)) }]
+        },
+        at(0)
+      )
+    for (let i = 0; i < 10; i++) set("small", `k${i}`, 10)
+    for (let i = 0; i < 1_000; i++) {
+      set("large", `k${i}`, 1_000)
+      assert.isDefined(fold.get("large", "k0", 0))
+      assert.isAtMost(fold.bytes, 100_000)
+    }
+    assert.lengthOf(fold.keys("small", 0), 10)
+    const kept = fold.keys("large", 0)
+    assert.include(kept, "k0")
+    assert.include(kept, "k999")
+    assert.notInclude(kept, "k900")
+    // What does not fit at all takes nothing from the others, and leaves nothing old.
+    set("large", "k999", 200_000)
+    assert.isUndefined(fold.get("large", "k999", 0))
+    assert.lengthOf(fold.keys("large", 0), kept.length - 1)
+  })
+})
+
+describe("the fold of the locks", () => {
+  const instances = ["a", "b", "c"]
+  const Who = Schema.Literals([0, 1, 2])
+  const Key = Schema.Literals(["k", "k", "l"])
+  const Step = Schema.Union([
+    Schema.Struct({ op: Schema.Literal("request"), who: Who, key: Key, ttl: int(2, 6), wait: Schema.Boolean }),
+    Schema.Struct({ op: Schema.Literal("request"), who: Who, key: Key, ttl: int(2, 6), wait: Schema.Boolean }),
+    Schema.Struct({ op: Schema.Literal("release"), who: Who, nth: int(0, 3) }),
+    Schema.Struct({ op: Schema.Literal("renew"), who: Who, nth: int(0, 3), ttl: int(2, 6) }),
+    Schema.Struct({ op: Schema.Literal("expire"), who: Who, key: Key }),
+    Schema.Struct({ op: Schema.Literal("gone"), who: Who, other: Who }),
+    Schema.Struct({ op: Schema.Literal("snapshot"), who: Who }),
+    Schema.Struct({ op: Schema.Literal("bye"), who: Who }),
+    // Somebody reads on, by some records or to the end.
+    Schema.Struct({ op: Schema.Literal("read"), who: Who, count: int(1, 40) }),
+    Schema.Struct({ op: Schema.Literal("read"), who: Who, count: int(1, 40) }),
+    Schema.Struct({ op: Schema.Literal("pass"), time: int(1, 4) })
+  ])
+  type Step = typeof Step.Type
+
+  interface Written {
+    readonly author: string
+    readonly record: LogRecord
+    /** When it was sent, which is when it was appended here: the latest it can have been. */
+    readonly sent: number
+    /** The offset that its author had read up to. */
+    readonly read: number
+  }
+
+  /** What is equal on all instances. */
+  const view = (fold: LockFold) => ({
+    locks: Array.from(fold.locks, ([key, { owner, waiters }]) => [
+      key,
+      owner.id,
+      owner.touched,
+      owner.fence,
+      [...waiters]
+    ]),
+    seen: Array.from(fold.seen, ([author, { offset }]) => [author, offset]).sort()
+  })
+  const sorted = ({ locks, seen }: ReturnType<typeof view>) => ({ locks: locks.sort(), seen })
+
+  const epoch = 1_000
+  const positionOf = (offset: number, author: string, now: number): Position => ({
+    offset,
+    fence: epoch + offset,
+    author,
+    now
+  })
+
+  const begun = (first = 0) => {
+    const fold = new LockFold()
+    fold.begin(first)
+    return fold
+  }
+
+  /** Instances that write what they know, from where they have read. `each` sees every record as it is appended. */
+  const play = (todo: ReadonlyArray<Step>, each: (offset: number, written: Written, now: number) => void) => {
+    const log: Array<Written> = []
+    const readers = instances.map(() => ({ fold: begun(), next: 0, requests: [] as Array<readonly [string, string]> }))
+    let now = 0
+    let ids = 0
+    const read = (who: number, count: number) => {
+      const reader = readers[who]!
+      for (; count > 0 && reader.next < log.length; count--, reader.next++) {
+        const { author, record } = log[reader.next]!
+        reader.fold.apply(positionOf(reader.next, author, now), record)
+      }
+    }
+    for (const step of todo) {
+      if (step.op === "pass") {
+        now += step.time
+        continue
+      }
+      const reader = readers[step.who]!
+      const { fold, requests } = reader
+      const author = instances[step.who]!
+      const over = (key: string) => {
+        const owner = fold.locks.get(key)?.owner
+        return owner !== undefined && now > owner.touchedAt + owner.ttl ? owner.touched : undefined
+      }
+      const record = ((): LogRecord | undefined => {
+        switch (step.op) {
+          case "read":
+            read(step.who, step.count)
+            return undefined
+          case "request": {
+            const id = `${author}.${ids++}`
+            requests.unshift([step.key, id])
+            return { kind: "request", key: step.key, id, ttl: step.ttl, wait: step.wait, over: over(step.key) }
+          }
+          case "release":
+          case "renew": {
+            const request = requests[step.nth]
+            if (request === undefined) return undefined
+            const [key, id] = request
+            return step.op === "renew" ? { kind: "renew", key, id, ttl: step.ttl } : { kind: "release", key, id }
+          }
+          case "expire": {
+            const touched = over(step.key)
+            return touched === undefined ? undefined : { kind: "expire", key: step.key, touched }
+          }
+          case "gone": {
+            const seen = fold.seen.get(instances[step.other]!)
+            return seen && { kind: "gone", author: instances[step.other]!, seen: seen.offset }
+          }
+          case "snapshot":
+            return fold.snapshot()
+          case "bye":
+            return { kind: "bye" }
+        }
+      })()
+      if (record === undefined) continue
+      const written = { author, record, sent: now, read: reader.next - 1 }
+      log.push(written)
+      each(log.length - 1, written, now)
+    }
+    readers.forEach((_, who) => {
+      read(who, log.length)
+    })
+    return { log, folds: readers.map(({ fold }) => fold) }
+  }
+
+  it.effect.prop(
+    "is the same on every instance, however far each had read when it wrote",
+    { todo: steps(Step, 80) },
+    ({ todo }) =>
+      Effect.sync(() => {
+        const { folds } = play(todo, () => {})
+        for (const fold of folds) assert.deepStrictEqual(view(fold), view(folds[0]!))
+      }),
+    { arbitrary: { runs: 500, size: 80 } }
+  )
+
+  it.effect.prop(
+    "is the same for who begins in the middle, once it knows anything, at every offset",
+    { todo: steps(Step, 120), first: int(0, 80), late: int(0, 40) },
+    ({ first, todo }) =>
+      Effect.sync(() => {
+        const everything = begun()
+        let newcomer: LockFold | undefined
+        play(todo, (offset, { author, record }, now) => {
+          everything.apply(positionOf(offset, author, now), record)
+          if (offset < first) return
+          newcomer ??= begun(first)
+          newcomer.apply(positionOf(offset, author, now), record)
+          if (newcomer.known) assert.deepStrictEqual(sorted(view(newcomer)), sorted(view(everything)))
+          if (first === 0) assert.isTrue(newcomer.known)
+        })
+      }),
+    { arbitrary: { runs: 2_000, size: 120 } }
+  )
+
+  it.effect.prop(
+    "never two owners, first come first served, fences increase, a renewal that came first is not beaten",
+    { todo: steps(Step, 120) },
+    ({ todo }) =>
+      Effect.sync(() => {
+        const fold = begun()
+        /** By key: who has it, until when by its own count, and the offset of its last touch. */
+        const owners = new Map<string, { readonly id: string; until: number; touched: number }>()
+        const fences = new Map<string, number>()
+        /** By key, in the order of the log. */
+        const line = new Map<string, Array<string>>([
+          ["k", []],
+          ["l", []]
+        ])
+        const leave = (key: string, id: string) => {
+          line.set(
+            key,
+            line.get(key)!.filter((other) => other !== id)
+          )
+        }
+        const ttls = new Map<string, number>()
+        play(todo, (offset, { author, read, record, sent }, now) => {
+          if (record.kind === "request") {
+            line.get(record.key)!.push(record.id)
+            ttls.set(record.id, record.ttl)
+          }
+          if (record.kind === "gone" && fold.seen.get(record.author)?.offset === record.seen) {
+            for (const key of line.keys()) {
+              line.set(
+                key,
+                line.get(key)!.filter((id) => authorOf(id) !== record.author)
+              )
+            }
+          }
+          if (record.kind === "bye") {
+            for (const key of line.keys()) {
+              line.set(
+                key,
+                line.get(key)!.filter((id) => authorOf(id) !== author)
+              )
+            }
+          }
+          const outcome: Outcome = fold.apply(positionOf(offset, author, now), record)
+          if ("key" in record && record.kind !== "fill") {
+            const { key } = record
+            const before = owners.get(key)
+            const after = fold.locks.get(key)?.owner
+            if (before !== undefined && before.id !== after?.id) {
+              // It is over because it was released, or because its time was up by its own count.
+              if (record.kind !== "release" || record.id !== before.id) {
+                assert.isAbove(now, before.until, "a second owner within the first one's ttl")
+                assert.isAtMost(before.touched, read, "a renewal that the author had not read was beaten")
+              }
+              owners.delete(key)
+            }
+            if (record.kind === "release") leave(key, record.id)
+            if (after !== undefined && before?.id !== after.id) {
+              assert.deepStrictEqual(outcome.granted, { key, id: after.id, fence: after.fence })
+              assert.strictEqual(after.id, line.get(key)![0], "first come, first served")
+              leave(key, after.id)
+              assert.isAbove(after.fence, fences.get(key) ?? 0)
+              fences.set(key, after.fence)
+              owners.set(key, { id: after.id, until: sent + ttls.get(after.id)!, touched: offset })
+            }
+            if (record.kind === "request" && !record.wait && after?.id !== record.id) leave(key, record.id)
+            if (record.kind === "renew" && outcome.accepted) {
+              assert.strictEqual(owners.get(key)?.id, record.id)
+              Object.assign(owners.get(key)!, { until: sent + record.ttl, touched: offset })
+            }
+          }
+          for (const [key, ids] of line) {
+            // Nobody waits for what is free.
+            assert.deepStrictEqual([...(fold.locks.get(key)?.waiters.keys() ?? [])], ids)
+          }
+        })
+      }),
+    { arbitrary: { runs: 5_000, size: 120 } }
+  )
+
+  it("a lock that is released leaves nothing", () => {
+    const fold = begun()
+    for (let i = 0; i < 10_000; i++) {
+      const id = `a.${i}`
+      fold.apply(positionOf(2 * i, "a", 0), { kind: "request", key: `k${i}`, id, ttl: 1, wait: true, over: undefined })
+      fold.apply(positionOf(2 * i + 1, "a", 0), { kind: "release", key: `k${i}`, id })
+    }
+    assert.strictEqual(fold.locks.size, 0)
+  })
+
+  it("a grant that is older than the log is held, renewed and expired as before", () => {
+    const fold = begun()
+    fold.apply(positionOf(0, "a", 0), { kind: "request", key: "k", id: "a.0", ttl: 9, wait: true, over: undefined })
+    fold.apply(positionOf(1, "b", 0), { kind: "request", key: "k", id: "b.0", ttl: 9, wait: true, over: undefined })
+    const snapshot = fold.snapshot()
+    // It knows of the lock only by renewals, and grants nothing.
+    const newcomer = begun(100)
+    const renew: LogRecord = { kind: "renew", key: "k", id: "a.0", ttl: 9 }
+    newcomer.apply(positionOf(100, "a", 50), renew)
+    assert.isFalse(newcomer.known)
+    // As of before its first record, with a hole: of no use.
+    newcomer.apply(positionOf(101, "a", 50), snapshot)
+    assert.isFalse(newcomer.known)
+    newcomer.apply(positionOf(102, "a", 50), { ...snapshot, asOf: 99 } as LogRecord)
+    assert.isTrue(newcomer.known)
+    assert.strictEqual(newcomer.locks.get("k")!.owner.touched, 100)
+    assert.isFalse(newcomer.apply(positionOf(103, "b", 60), { kind: "expire", key: "k", touched: 0 }).accepted)
+    const { granted } = newcomer.apply(positionOf(104, "b", 60), { kind: "expire", key: "k", touched: 100 })
+    assert.strictEqual(granted?.id, "b.0")
+    assert.isFalse(newcomer.apply(positionOf(105, "a", 60), renew).accepted)
+  })
+
+  it("a genesis ends all locks for everybody, unless a snapshot came after it was asked for", () => {
+    const request = (id: string): LogRecord => ({ kind: "request", key: "k", id, ttl: 9, wait: true, over: undefined })
+    const all = begun()
+    const newcomer = begun(1)
+    const apply = (offset: number, author: string, record: LogRecord) => {
+      for (const fold of [all, newcomer]) fold.apply(positionOf(offset, author, 0), record)
+    }
+    all.apply(positionOf(0, "a", 0), request("a.0"))
+    apply(1, "b", { kind: "ask" })
+    apply(2, "a", all.snapshot())
+    apply(3, "b", { kind: "genesis", asked: 1 })
+    assert.strictEqual(newcomer.locks.get("k")?.owner.id, "a.0")
+    assert.strictEqual(all.locks.get("k")?.owner.id, "a.0")
+    apply(4, "b", { kind: "ask" })
+    // Who begins after the question does not know whether it was answered.
+    const later = begun(5)
+    later.apply(positionOf(5, "b", 0), { kind: "genesis", asked: 4 })
+    assert.isFalse(later.known)
+    apply(5, "b", { kind: "genesis", asked: 4 })
+    assert.isTrue(newcomer.known)
+    assert.strictEqual(all.locks.size + newcomer.locks.size, 0)
+    apply(6, "b", request("b.0"))
+    assert.deepStrictEqual(view(all), view(newcomer))
+  })
+})

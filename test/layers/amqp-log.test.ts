@@ -1,0 +1,743 @@
+/** The replicated log and its stores, on a stream in memory: cut off, stalled, truncated, made anew. */
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Scope from "effect/Scope"
+import { TestClock } from "effect/testing"
+import * as AmqpCacheStore from "../../src/layers/amqp/AmqpCacheStore.ts"
+import * as AmqpLockStore from "../../src/layers/amqp/AmqpLockStore.ts"
+import { decode, encode } from "../../src/layers/amqp/log/LogRecord.ts"
+import type { LogStream } from "../../src/layers/amqp/log/LogStream.ts"
+import * as Log from "../../src/layers/amqp/log/ReplicatedLog.ts"
+import { Payload } from "../../src/services/Payload.ts"
+import { Unavailable } from "../../src/services/Reason.ts"
+
+/** A stream in memory. Records are delivered in later microtasks, one after the other. */
+class MemoryStream {
+  /** What is left of it. */
+  records: Array<Buffer> = []
+  first = 0
+  private readonly links = new Set<Link>()
+
+  get next(): number {
+    return this.first + this.records.length
+  }
+
+  /** How one instance reaches it. */
+  link(): Link {
+    const link = new Link(this)
+    this.links.add(link)
+    return link
+  }
+
+  append(body: Buffer): void {
+    this.records.push(body)
+    for (const link of this.links) link.wake()
+  }
+
+  /** Forgets all but the last records. */
+  truncate(left = 0): void {
+    this.first = this.next - left
+    this.records = left === 0 ? [] : this.records.slice(-left)
+  }
+
+  /** Makes it anew, empty, or as it was before its last records; everybody is cut off. */
+  remake(left: number): void {
+    if (left === 0) this.first = 0
+    this.records = this.records.slice(0, left)
+    for (const link of this.links) link.reset()
+  }
+}
+
+class Link implements LogStream {
+  /** Delivers nothing, and does not tell. */
+  stalled = false
+  /** Loses what is appended, and does not tell. */
+  lossy = false
+  opened = 0
+  private refuses = false
+  private readonly stream: MemoryStream
+  private session: { cursor: number; readonly onRecord: (offset: number, body: Buffer) => void } | undefined
+  private onEnd: (cause: unknown) => void = () => {}
+  private waking = false
+
+  constructor(stream: MemoryStream) {
+    this.stream = stream
+  }
+
+  readonly open: LogStream["open"] = ({ from, onEnd, onRecord }) =>
+    Effect.gen({ self: this }, function* () {
+      if (this.refuses) return yield* new Unavailable({ backend: "rabbitmq", detail: "refused" })
+      this.opened++
+      const { first } = this.stream
+      const session = { cursor: from === "first" ? first : Math.max(from, first), onRecord }
+      this.session = session
+      this.onEnd = onEnd
+      yield* Effect.addFinalizer(() =>
+        Effect.sync(() => {
+          if (this.session === session) this.session = undefined
+        })
+      )
+      this.wake()
+      // The first records come before it is said to be open.
+      yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
+      return {
+        append: (body, refused) => {
+          if (this.session !== session) queueMicrotask(() => refused("no connection"))
+          else if (!this.lossy) this.stream.append(body)
+        }
+      }
+    })
+
+  wake(): void {
+    if (this.waking) return
+    this.waking = true
+    queueMicrotask(() => {
+      this.waking = false
+      const { session, stream } = this
+      if (session === undefined || this.stalled || session.cursor >= stream.next) return
+      session.cursor = Math.max(session.cursor, stream.first)
+      const offset = session.cursor++
+      session.onRecord(offset, stream.records[offset - stream.first]!)
+      this.wake()
+    })
+  }
+
+  reset(): void {
+    this.session = undefined
+    this.onEnd("reset")
+  }
+
+  cut(): void {
+    this.refuses = true
+    this.reset()
+  }
+
+  heal(): void {
+    this.refuses = false
+  }
+}
+
+/** Lets everything happen that needs no time. */
+const settle = Effect.promise(async () => {
+  for (let i = 0; i < 5; i++) await new Promise((resolve) => setImmediate(resolve))
+})
+
+const pass = (seconds: number) =>
+  Effect.gen(function* () {
+    for (let i = 0; i < seconds * 10; i++) {
+      yield* TestClock.adjust("100 millis")
+      yield* settle
+    }
+  })
+
+const start = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.forkChild(effect, { startImmediately: true })
+
+const ended = <A, E>(fiber: Fiber.Fiber<A, E>) => fiber.pollUnsafe() !== undefined
+
+/** What comes of an effect without time passing. */
+const now = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.gen(function* () {
+    const fiber = yield* start(effect)
+    yield* settle
+    assert.isTrue(ended(fiber), "an end at once")
+    return yield* Fiber.join(fiber)
+  })
+
+const unavailable = (fiber: Fiber.Fiber<unknown, unknown>) => {
+  const exit = fiber.pollUnsafe()
+  assert.isTrue(exit !== undefined && Exit.isFailure(exit) && String(exit.cause).includes("Unavailable"), String(exit))
+}
+
+const logOn = (link: LogStream) => Log.make(link, { timeout: 2_000 })
+
+/** A fold that keeps what it was told of: the spaces of resets, which stand for any record. */
+const recorder = () => {
+  const fold = {
+    begun: [] as Array<number>,
+    seen: [] as Array<string>,
+    fences: [] as Array<number>,
+    begin: (first: number) => {
+      fold.begun.push(first)
+      fold.seen.length = 0
+    },
+    apply: ({ fence, record }: Log.Entry) => {
+      if (record.kind !== "reset") return undefined
+      fold.seen.push(record.space)
+      fold.fences.push(fence)
+      return fold.seen.length
+    }
+  }
+  return fold
+}
+
+const say = (text: string) => () => ({ kind: "reset", space: text }) as const
+
+const recording = (link: Link) =>
+  Effect.gen(function* () {
+    const log = yield* logOn(link)
+    const fold = recorder()
+    yield* log.attach(fold)
+    yield* settle
+    return { link, log, fold, say: (text: string) => log.append(say(text)) }
+  })
+
+describe("the replicated log", () => {
+  it.effect("an append is answered at its place in the one order, on every instance", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const a = yield* recording(stream.link())
+      const b = yield* recording(stream.link())
+      const answers = yield* now(
+        Effect.all([a.say("1"), b.say("2"), a.say("3"), b.say("4")], { concurrency: "unbounded" })
+      )
+      assert.deepStrictEqual(
+        answers.map(({ answer }) => answer),
+        [1, 2, 3, 4]
+      )
+      assert.deepStrictEqual(a.fold.seen, ["1", "2", "3", "4"])
+      assert.deepStrictEqual(b.fold.seen, a.fold.seen)
+      const late = yield* recording(stream.link())
+      assert.deepStrictEqual(late.fold.seen, a.fold.seen)
+    })
+  )
+
+  it.effect("cut off, an append fails within the timeout, or is made when the connection is back", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const { fold, link, log, say } = yield* recording(stream.link())
+      yield* now(say("before"))
+      link.cut()
+      const failing = yield* start(say("lost"))
+      const reading = yield* start(log.fresh)
+      const syncing = yield* start(log.sync)
+      yield* pass(1)
+      assert.isFalse(ended(failing))
+      const made = yield* start(say("made"))
+      yield* pass(1)
+      for (const fiber of [failing, reading, syncing]) unavailable(fiber)
+      assert.isFalse(log.isFresh())
+      link.heal()
+      yield* pass(0.9)
+      assert.isTrue(ended(made))
+      assert.isTrue(log.isFresh())
+      assert.deepStrictEqual(fold.seen, ["before", "made"])
+      assert.deepStrictEqual(fold.begun, [0])
+    })
+  )
+
+  it.effect("goes on where it was, and reads every record once", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const a = yield* recording(stream.link())
+      const b = yield* recording(stream.link())
+      const expected: Array<string> = []
+      for (let round = 0; round < 20; round++) {
+        b.link.cut()
+        for (let i = 0; i < round % 3; i++) {
+          expected.push(`${round}.${i}`)
+          yield* now(a.say(`${round}.${i}`))
+        }
+        b.link.heal()
+        yield* pass(0.3)
+        expected.push(`${round} of b`)
+        yield* now(b.say(`${round} of b`))
+      }
+      for (const { fold } of [a, b]) {
+        assert.deepStrictEqual(fold.seen, expected)
+        assert.deepStrictEqual(fold.begun, [0])
+      }
+      assert.isAtLeast(b.link.opened, 20)
+    })
+  )
+
+  it.effect("is ready when it has read the mark of this session, not of one before", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const { fold, link, log, say } = yield* recording(stream.link())
+      link.cut()
+      link.stalled = true
+      link.heal()
+      yield* pass(0.5)
+      link.cut()
+      link.stalled = false
+      link.heal()
+      let early = 0
+      const waiting = yield* start(say("1"))
+      const { append } = stream
+      stream.append = (body) => {
+        if (decode(body)?.record.kind === "reset") early = log.isFresh() ? 0 : 1
+        append.call(stream, body)
+      }
+      yield* pass(0.5)
+      yield* Fiber.join(waiting)
+      assert.strictEqual(early, 0)
+      assert.deepStrictEqual(fold.seen, ["1"])
+    })
+  )
+
+  it.effect("what was on its way when the connection went is answered when it is known what became of it", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const { fold, link, say } = yield* recording(stream.link())
+      link.lossy = true
+      const lost = yield* start(say("lost"))
+      link.lossy = false
+      link.stalled = true
+      const arrived = yield* start(say("arrived"))
+      yield* settle
+      assert.isFalse(ended(arrived))
+      link.cut()
+      link.stalled = false
+      link.heal()
+      yield* pass(0.5)
+      assert.strictEqual((yield* Fiber.join(arrived)).answer, 1)
+      unavailable(lost)
+      assert.deepStrictEqual(fold.seen, ["arrived"])
+    })
+  )
+
+  it.effect("a tail that stalls is not fresh, and is opened again", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const { link, log, say } = yield* recording(stream.link())
+      yield* pass(10)
+      assert.isTrue(log.isFresh())
+      assert.strictEqual(link.opened, 1)
+      link.stalled = true
+      yield* pass(3)
+      assert.isTrue(log.isFresh())
+      yield* pass(1.5)
+      assert.isFalse(log.isFresh())
+      const reading = yield* start(log.fresh)
+      yield* pass(2)
+      unavailable(reading)
+      link.stalled = false
+      yield* pass(5)
+      assert.isTrue(log.isFresh())
+      assert.isAbove(link.opened, 1)
+      yield* now(say("again"))
+    })
+  )
+
+  it.effect("a tail that hears others but not itself is not fresh", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const a = yield* recording(stream.link())
+      const b = yield* recording(stream.link())
+      b.link.lossy = true
+      for (let i = 0; i < 10; i++) {
+        yield* pass(0.5)
+        yield* now(a.say("x"))
+      }
+      assert.lengthOf(b.fold.seen, 10)
+      assert.isFalse(b.log.isFresh())
+      assert.isTrue(a.log.isFresh())
+    })
+  )
+
+  /** As long as it was, so that the same offset is there. */
+  const refill = (stream: MemoryStream) => {
+    for (let i = 0; i < 5; i++) stream.append(Buffer.from("nothing of ours"))
+  }
+  const changes: ReadonlyArray<readonly [string, (stream: MemoryStream) => void, ReadonlyArray<string>]> = [
+    ["made anew", (stream) => stream.remake(0), []],
+    ["made anew and filled", (stream) => [stream.remake(0), refill(stream)], []],
+    // Both have made their mark, then "1", "2", "3".
+    ["shorter than it was", (stream) => stream.remake(3), ["1"]],
+    ["another from some record on", (stream) => [stream.remake(3), refill(stream)], ["1"]],
+    ["truncated past what was read", (stream) => [stream.truncate(0), refill(stream)], []]
+  ]
+  for (const [what, change, left] of changes) {
+    it.effect(`a stream that was ${what} while an instance was away is read from its start, and fences grow`, () =>
+      Effect.gen(function* () {
+        const stream = new MemoryStream()
+        const a = yield* recording(stream.link())
+        const b = yield* recording(stream.link())
+        for (const text of ["1", "2", "3"]) yield* now(a.say(text))
+        assert.deepStrictEqual(b.fold.seen, ["1", "2", "3"])
+        for (const { link } of [a, b]) link.cut()
+        yield* pass(0.1)
+        change(stream)
+        for (const { link } of [a, b]) link.heal()
+        yield* pass(4)
+        const fences = Math.max(...a.fold.fences)
+        yield* now(b.say("new"))
+        for (const { fold } of [a, b]) {
+          assert.deepStrictEqual(fold.seen, [...left, "new"])
+          assert.lengthOf(fold.begun, 2)
+          assert.isAbove(fold.fences.at(-1)!, fences)
+          assert.isTrue(Number.isSafeInteger(fold.fences.at(-1)))
+        }
+      })
+    )
+  }
+
+  it.effect("fences grow over a stream that is made anew with nobody left who knew it", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const first = yield* Scope.make()
+      const a = yield* Scope.provide(recording(stream.link()), first)
+      for (let i = 0; i < 100; i++) yield* now(a.say("x"))
+      yield* Scope.close(first, Exit.void)
+      yield* pass(0.1)
+      stream.remake(0)
+      const b = yield* recording(stream.link())
+      yield* now(b.say("y"))
+      const last = a.fold.fences.at(-1)!
+      assert.isAbove(b.fold.fences[0]!, last)
+      // Who comes with a clock that is behind takes the epoch from the others.
+      const records = stream.next
+      stream.append(encode({ author: "ahead", seq: 0, record: { kind: "mark", at: 3_600_000, epoch: 0 } }))
+      yield* pass(2)
+      stream.truncate(stream.next - records - 1)
+      const c = yield* recording(stream.link())
+      yield* now(c.say("z"))
+      assert.strictEqual(c.fold.fences.at(-1), b.fold.fences.at(-1))
+      assert.isAbove(c.fold.fences.at(-1)!, 3_600_000_000)
+    })
+  )
+
+  it.effect("closing answers all who wait", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const scope = yield* Scope.make()
+      const { link, log, say } = yield* Scope.provide(recording(stream.link()), scope)
+      link.cut()
+      const waiting = [yield* start(say("1")), yield* start(log.fresh), yield* start(log.sync)]
+      yield* Scope.close(scope, Exit.void)
+      yield* settle
+      for (const fiber of waiting) unavailable(fiber)
+      unavailable(yield* start(say("2")))
+    })
+  )
+})
+
+const payload = (value: unknown) => Payload.fromTree(value)
+
+const cacheOn = (link: LogStream, options?: AmqpCacheStore.Options) =>
+  Effect.gen(function* () {
+    const log = yield* logOn(link)
+    const store = yield* Effect.provideService(AmqpCacheStore.make(options), Log.ReplicatedLog, log)
+    yield* settle
+    return store
+  })
+
+describe("a cache on the log", () => {
+  it.effect("reads memory, for as long as that is fresh, and fails after that", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const [here, there] = [stream.link(), stream.link()]
+      const a = yield* cacheOn(here)
+      const b = yield* cacheOn(there)
+      yield* now(a.set("s", [{ key: "k", payload: payload(1) }], undefined))
+      const records = stream.next
+      for (let i = 0; i < 100; i++) assert.strictEqual((yield* b.get("s", "k"))?.json, "1")
+      assert.strictEqual(stream.next, records)
+      there.stalled = true
+      yield* now(a.set("s", [{ key: "k", payload: payload(2) }], undefined))
+      assert.strictEqual((yield* now(b.get("s", "k")))?.json, "1")
+      yield* pass(5)
+      const reading = yield* start(b.get("s", "k"))
+      const reserving = yield* start(b.reserve("s", "k"))
+      yield* pass(2)
+      unavailable(reading)
+      unavailable(reserving)
+      there.stalled = false
+      yield* pass(5)
+      assert.strictEqual((yield* now(b.get("s", "k")))?.json, "2")
+    })
+  )
+
+  it.effect(
+    "with latest reads, a read sees what was written anywhere before it; reads of one turn share a record",
+    () =>
+      Effect.gen(function* () {
+        const stream = new MemoryStream()
+        const link = stream.link()
+        const a = yield* cacheOn(stream.link())
+        const b = yield* cacheOn(link, { reads: "latest" })
+        link.stalled = true
+        yield* now(a.set("s", [{ key: "k", payload: payload(1) }], undefined))
+        const before = stream.next
+        const reads = yield* Effect.forEach(Array(100), () => start(b.get("s", "k")))
+        yield* settle
+        assert.isFalse(reads.some(ended))
+        assert.strictEqual(stream.next, before + 1)
+        link.stalled = false
+        link.wake()
+        yield* settle
+        for (const read of reads) assert.strictEqual((yield* Fiber.join(read))?.json, "1")
+      })
+  )
+
+  it.effect("a load from before the stream was made anew is not stored", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const link = stream.link()
+      const store = yield* cacheOn(link)
+      for (let i = 0; i < 10; i++) yield* now(store.reset("other"))
+      const [first, second] = [yield* now(store.reserve("s", "k")), yield* now(store.reserve("s", "k"))]
+      assert.isTrue(yield* now(store.fill("s", "k", first, payload(1), undefined)))
+      link.cut()
+      stream.remake(0)
+      link.heal()
+      yield* pass(4)
+      yield* now(store.del("s", ["k"]))
+      assert.isFalse(yield* now(store.fill("s", "k", second, payload(2), undefined)))
+      assert.isUndefined(yield* now(store.get("s", "k")))
+    })
+  )
+
+  it.effect("a load that another instance overtook is not stored", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const link = stream.link()
+      const a = yield* cacheOn(link)
+      const b = yield* cacheOn(stream.link())
+      for (const write of [
+        b.del("s", ["k"]),
+        b.reset("s"),
+        b.set("s", [{ key: "k", payload: payload(2) }], undefined)
+      ]) {
+        const reservation = yield* now(a.reserve("s", "k"))
+        // It does not know yet when it asks.
+        link.stalled = true
+        yield* now(write)
+        const filling = yield* start(a.fill("s", "k", reservation, payload(1), undefined))
+        yield* settle
+        link.stalled = false
+        link.wake()
+        yield* settle
+        assert.isFalse(yield* Fiber.join(filling))
+      }
+      assert.strictEqual((yield* now(a.get("s", "k")))?.json, "2")
+    })
+  )
+})
+
+const lockOn = (link: LogStream, options?: AmqpLockStore.Options) =>
+  Effect.gen(function* () {
+    const log = yield* logOn(link)
+    const store = yield* Effect.provideService(AmqpLockStore.make(options), Log.ReplicatedLog, log)
+    yield* settle
+    return store
+  })
+
+describe("a lock on the log", () => {
+  const ttl = 30_000
+
+  it.effect("that is held is found held by who starts when its grant is forgotten", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const a = yield* lockOn(stream.link())
+      const held = yield* now(a.acquire("s", "k", ttl))
+      const waiting = yield* start(a.acquire("s", "k", ttl))
+      yield* settle
+      stream.truncate()
+      const b = yield* lockOn(stream.link())
+      const asking = yield* start(b.tryAcquire("s", "k", ttl))
+      yield* pass(1.5)
+      assert.isUndefined(yield* Fiber.join(asking))
+      assert.isTrue(yield* now(a.renew(held, ttl)))
+      yield* now(a.release(held))
+      const second = yield* now(Fiber.join(waiting))
+      assert.isAbove(second.fence, held.fence)
+      assert.isUndefined(yield* now(b.tryAcquire("s", "k", ttl)))
+      yield* now(a.release(second))
+      assert.isAbove((yield* now(b.tryAcquire("s", "k", ttl)))!.fence, second.fence)
+    })
+  )
+
+  it.effect("snapshots come by themselves, so that who starts need not ask", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const a = yield* lockOn(stream.link(), { snapshotMillis: 60_000 })
+      const held = yield* now(a.acquire("s", "k", 600_000))
+      yield* pass(200)
+      stream.truncate(100)
+      const b = yield* lockOn(stream.link())
+      assert.isUndefined(yield* now(b.tryAcquire("s", "k", ttl)))
+      yield* now(a.release(held))
+      assert.isDefined(yield* now(b.tryAcquire("s", "k", ttl)))
+    })
+  )
+
+  it.effect("when nobody knows who holds what, locks begin anew after a while, which every lease has survived", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const scope = yield* Scope.make()
+      const link = stream.link()
+      const a = yield* Scope.provide(lockOn(link), scope)
+      const held = yield* now(a.acquire("s", "k", ttl))
+      link.cut()
+      stream.truncate()
+      stream.append(Buffer.from("nothing of ours"))
+      const b = yield* lockOn(stream.link(), { recovery: 40_000 })
+      const c = yield* lockOn(stream.link(), { recovery: 40_000 })
+      yield* pass(39)
+      const early = yield* start(b.tryAcquire("s", "k", ttl))
+      yield* pass(0.5)
+      assert.isFalse(ended(early))
+      yield* pass(3)
+      yield* Fiber.await(early)
+      const taken = (yield* now(c.tryAcquire("s", "other", ttl)))!
+      assert.isAbove(taken.fence, held.fence)
+      assert.isUndefined(yield* now(b.tryAcquire("s", "other", ttl)))
+      // Back, the one that was away has nothing.
+      link.heal()
+      yield* pass(3)
+      assert.isFalse(yield* now(a.renew(held, ttl)))
+      assert.isUndefined(yield* now(a.tryAcquire("s", "other", ttl)))
+      yield* Scope.close(scope, Exit.void)
+    })
+  )
+
+  it.effect("a waiter whose instance died is passed over", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const link = stream.link()
+      const [a, b, c] = [yield* lockOn(stream.link()), yield* lockOn(link), yield* lockOn(stream.link())]
+      const held = yield* now(a.acquire("s", "k", ttl))
+      yield* start(b.acquire("s", "k", ttl))
+      yield* settle
+      const next = yield* start(c.acquire("s", "k", ttl))
+      yield* settle
+      link.cut()
+      // Ten seconds of silence, and a turn for each who could say so.
+      yield* pass(15)
+      assert.isTrue(yield* now(a.renew(held, ttl)))
+      yield* now(a.release(held))
+      yield* now(c.release(yield* now(Fiber.join(next))))
+    })
+  )
+
+  it.effect("one that was taken for dead waits again, from the end of the line", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const [a, b, c] = [yield* lockOn(stream.link()), yield* lockOn(stream.link()), yield* lockOn(stream.link())]
+      const held = yield* now(a.acquire("s", "k", ttl))
+      const slow = yield* start(b.acquire("s", "k", ttl))
+      yield* settle
+      const seen = stream.next - 1
+      const { author } = decode(stream.records.at(-1)!)!
+      const next = yield* start(c.acquire("s", "k", ttl))
+      yield* settle
+      stream.append(encode({ author: "another", seq: 0, record: { kind: "gone", author, seen } }))
+      yield* settle
+      const last = yield* start(a.acquire("s", "k", ttl))
+      yield* settle
+      yield* now(a.release(held))
+      yield* now(c.release(yield* now(Fiber.join(next))))
+      assert.isFalse(ended(last))
+      yield* now(b.release(yield* now(Fiber.join(slow))))
+      yield* now(Fiber.join(last))
+    })
+  )
+
+  it.effect("a holder that nobody waits for, and that is gone, leaves nothing", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const link = stream.link()
+      const a = yield* lockOn(link)
+      const b = yield* lockOn(stream.link(), { snapshotMillis: 1_000 })
+      for (let i = 0; i < 100; i++) yield* now(a.acquire("s", `k${i}`, 1_000))
+      link.cut()
+      yield* pass(20)
+      yield* now(b.release((yield* now(b.tryAcquire("s", "k0", 1_000)))!))
+      yield* pass(5)
+      const snapshots = stream.records.map(String).filter((text) => text.includes('"snapshot"'))
+      assert.include(snapshots[0], "k99")
+      assert.notInclude(snapshots.at(-1), "k")
+    })
+  )
+
+  it.effect("a grant that is read late is confirmed by a renewal before it is used", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const link = stream.link()
+      const a = yield* lockOn(stream.link())
+      const b = yield* lockOn(link)
+      const held = yield* now(a.acquire("s", "k", ttl))
+      const waiting = yield* start(b.acquire("s", "k", 4_000))
+      yield* settle
+      link.stalled = true
+      yield* now(a.release(held))
+      yield* pass(2)
+      assert.isFalse(ended(waiting))
+      link.stalled = false
+      link.wake()
+      const sentAt = 2_000
+      const grant = yield* now(Fiber.join(waiting))
+      const first = grant.since
+      assert.isTrue(yield* now(b.renew(grant, 4_000)))
+      // Counted from the renewal, not from the last that was heard before.
+      assert.isAtLeast(first, sentAt)
+    })
+  )
+
+  it.effect("one that was told of its grant too late waits again, and who came next has it", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const link = stream.link()
+      const a = yield* lockOn(stream.link())
+      const b = yield* lockOn(link)
+      const held = yield* now(a.acquire("s", "k", ttl))
+      const late = yield* start(b.acquire("s", "k", 1_000))
+      yield* settle
+      const next = yield* start(a.acquire("s", "k", ttl))
+      yield* settle
+      link.stalled = true
+      yield* now(a.release(held))
+      yield* pass(1.5)
+      const taken = yield* now(Fiber.join(next))
+      link.stalled = false
+      link.wake()
+      yield* settle
+      assert.isFalse(ended(late))
+      yield* now(a.release(taken))
+      assert.isAbove((yield* now(Fiber.join(late))).fence, taken.fence)
+    })
+  )
+
+  it.effect("a request that was given up while cut off is not there afterwards, nor is one that failed", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const link = stream.link()
+      const a = yield* lockOn(link)
+      const b = yield* lockOn(stream.link())
+      const held = yield* now(b.acquire("s", "k", ttl))
+      const waiting = yield* start(a.acquire("s", "k", ttl))
+      const interrupted = yield* start(a.acquire("s", "k", ttl))
+      yield* settle
+      const mine = yield* now(a.acquire("s", "mine", ttl))
+      link.cut()
+      yield* pass(0.1)
+      const releasing = yield* start(a.release(mine))
+      yield* start(Fiber.interrupt(interrupted))
+      yield* pass(3)
+      unavailable(waiting)
+      unavailable(releasing)
+      link.heal()
+      yield* pass(3)
+      yield* now(b.release(held))
+      yield* now(b.release((yield* now(b.tryAcquire("s", "k", ttl)))!))
+      assert.isDefined(yield* now(b.tryAcquire("s", "mine", ttl)))
+    })
+  )
+
+  it.effect("a request that arrives after it was given up is given back", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const a = yield* lockOn(stream.link())
+      const b = yield* lockOn(stream.link())
+      const held = yield* now(a.acquire("s", "k", ttl))
+      const request = stream.records.find((body) => body.includes('"request"'))!
+      yield* now(a.release(held))
+      stream.append(request)
+      yield* settle
+      assert.isDefined(yield* now(b.tryAcquire("s", "k", ttl)))
+    })
+  )
+})

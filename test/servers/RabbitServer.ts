@@ -1,0 +1,280 @@
+/**
+ * A private RabbitMQ broker on free ports of 127.0.0.1, in a folder of its own,
+ * with an epmd of its own: it starts in about five seconds, and knows no other node.
+ *
+ * It lives as long as its scope, and dies with the process that started it,
+ * however that ends: a shell watches over it whose input is that process.
+ *
+ * Waiting here is on the real clock, whatever clock the test has.
+ */
+import { type ChildProcess, execFile, spawn, spawnSync } from "node:child_process"
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { dirname, join } from "node:path"
+import { connect } from "amqplib"
+import * as Effect from "effect/Effect"
+import * as Scope from "effect/Scope"
+import type { Certificates } from "./certificates.ts"
+import { freePort, waitUntil } from "./RedisServer.ts"
+
+export interface RabbitServer {
+  readonly port: number
+  /** Zero unless it has a certificate. */
+  readonly tlsPort: number
+  readonly url: string
+  readonly folder: string
+  /** Zero while it is down. */
+  readonly pid: () => number
+  /** SIGKILL; returns when it is dead. */
+  readonly kill: Effect.Effect<void>
+  /** SIGTERM; returns when it is dead. */
+  readonly stop: Effect.Effect<void>
+  /** Again, on the same port and data; returns when it answers. Nothing if it runs. */
+  readonly start: Effect.Effect<void>
+  /** SIGSTOP: connections stay open, nothing answers. */
+  readonly freeze: Effect.Effect<void>
+  /** SIGCONT. */
+  readonly thaw: Effect.Effect<void>
+  /** Runs rabbitmqctl, and gives what it says. */
+  readonly control: (...args: ReadonlyArray<string>) => Effect.Effect<string>
+}
+
+export interface Options {
+  /** Serves TLS as well, with this certificate; clients need none. */
+  readonly tls?: Certificates | undefined
+  /** More lines of rabbitmq.conf. */
+  readonly config?: string | undefined
+}
+
+/** Where the scripts are that run as whoever calls them; Debian has others on the path that change the user first. */
+const scripts = (): string | undefined => {
+  if (existsSync("/usr/lib/rabbitmq/bin/rabbitmq-server")) return "/usr/lib/rabbitmq/bin"
+  const { status, stdout } = spawnSync("sh", ["-c", "command -v rabbitmq-server"], { encoding: "utf8" })
+  return status === 0 ? dirname(stdout.trim()) : undefined
+}
+
+/** Installs rabbitmq-server where that is allowed; otherwise says how. */
+const ensureInstalled = Effect.sync((): string => {
+  let output = ""
+  if (scripts() === undefined && process.getuid?.() === 0 && existsSync("/usr/bin/apt-get")) {
+    // flock: test files run side by side. RUNLEVEL: the package does not start a server of its own.
+    const install =
+      "command -v rabbitmq-server || { apt-get update && apt-get install -y --no-install-recommends rabbitmq-server; }"
+    const { stderr, stdout } = spawnSync("flock", ["/tmp/cohort-apt.lock", "sh", "-c", install], {
+      env: { ...process.env, DEBIAN_FRONTEND: "noninteractive", RUNLEVEL: "1" },
+      encoding: "utf8"
+    })
+    output = `\n${stdout}${stderr}`.slice(-1_000)
+  }
+  const found = scripts()
+  if (found === undefined) {
+    throw new Error(`no rabbitmq-server here: apt-get install rabbitmq-server, or brew install rabbitmq${output}`)
+  }
+  return found
+})
+
+/**
+ * Starts epmd and the broker, says the broker's pid and waits for it. When its input ends, which is the process
+ * that started it, it kills both and removes their folder.
+ */
+const watch = `
+exec 3<&0 </dev/null
+epmd -address 127.0.0.1 -port "$ERL_EPMD_PORT" >>"$HOME/log" 2>&1 3<&- & epmd=$!
+"$@" >>"$HOME/log" 2>&1 3<&- & server=$!
+(cat >/dev/null; trap '' TERM; kill -9 $server $epmd; sleep 0.2; rm -rf "$HOME") <&3 & watcher=$!
+echo $server
+wait $server
+kill -9 $epmd
+kill $watcher`
+
+/** Little memory, few threads, no plugin, and no thread that spins while it has nothing to do. */
+const erlang = "-noinput -start_epmd false +S 2:2 +SDio 2 +sbwt none +sbwtdcpu none +sbwtdio none"
+
+export const make = (options: Options = {}): Effect.Effect<RabbitServer, never, Scope.Scope> =>
+  Effect.gen(function* () {
+    const bin = yield* ensureInstalled
+    const { tls } = options
+    const folder = yield* Effect.acquireRelease(
+      Effect.sync(() => mkdtempSync(join(tmpdir(), "cohort-rabbit-"))),
+      (folder) => Effect.sync(() => rmSync(folder, { recursive: true, force: true, maxRetries: 5 }))
+    )
+    const log = () => (existsSync(join(folder, "log")) ? readFileSync(join(folder, "log"), "utf8") : "")
+
+    let ports = { amqp: 0, tls: 0, distribution: 0, epmd: 0 }
+    let shell: ChildProcess | undefined
+    let pid = 0
+
+    const isUp = () => shell !== undefined && shell.exitCode === null && shell.signalCode === null
+    const node = () => `cohort-${ports.amqp}@localhost`
+
+    const environment = () => ({
+      PATH: process.env.PATH,
+      LANG: "C.UTF-8",
+      HOME: folder,
+      ERL_EPMD_PORT: String(ports.epmd),
+      ERL_EPMD_ADDRESS: "127.0.0.1",
+      RABBITMQ_ALLOW_INPUT: "1", // so that the script becomes the broker
+      RABBITMQ_CONFIG_FILE: join(folder, "rabbitmq.conf"),
+      RABBITMQ_CONF_ENV_FILE: join(folder, "none"),
+      RABBITMQ_DIST_PORT: String(ports.distribution),
+      RABBITMQ_ENABLED_PLUGINS_FILE: join(folder, "plugins"),
+      RABBITMQ_FEATURE_FLAGS_FILE: join(folder, "flags"),
+      RABBITMQ_GENERATED_CONFIG_DIR: join(folder, "generated"),
+      RABBITMQ_LOG_BASE: join(folder, "logs"),
+      RABBITMQ_LOGS: "-",
+      RABBITMQ_MNESIA_BASE: join(folder, "data"),
+      RABBITMQ_NODENAME: node(),
+      RABBITMQ_PID_FILE: join(folder, "pid"),
+      RABBITMQ_SCHEMA_DIR: join(folder, "schema"),
+      RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS: erlang
+    })
+
+    const configure = () => {
+      writeFileSync(join(folder, "plugins"), "[].")
+      writeFileSync(
+        join(folder, "rabbitmq.conf"),
+        [
+          `listeners.tcp.1 = 127.0.0.1:${ports.amqp}`,
+          `cluster_name = ${node()}`,
+          "num_acceptors.tcp = 2",
+          "disk_free_limit.absolute = 10MB",
+          "log.console = true",
+          "log.console.level = warning",
+          "log.file = false",
+          ...(tls === undefined
+            ? []
+            : [
+                `listeners.ssl.1 = 127.0.0.1:${ports.tls}`,
+                `ssl_options.cacertfile = ${tls.ca}`,
+                `ssl_options.certfile = ${tls.cert}`,
+                `ssl_options.keyfile = ${tls.key}`,
+                "ssl_options.verify = verify_none"
+              ]),
+          options.config ?? "",
+          ""
+        ].join("\n")
+      )
+    }
+
+    /** Whether this broker answers, and not another one that was faster to take the port. */
+    const answers = async () => {
+      try {
+        const connection = await connect(`amqp://127.0.0.1:${ports.amqp}`, { timeout: 2_000, noDelay: true })
+        connection.on("error", () => undefined)
+        const { cluster_name } = connection.connection.serverProperties
+        await connection.close()
+        return cluster_name === node()
+      } catch (error) {
+        // One without its default user.
+        return error instanceof Error && error.message.includes("ACCESS_REFUSED")
+      }
+    }
+
+    const signal = (name: NodeJS.Signals) => {
+      if (isUp()) process.kill(pid, name)
+    }
+
+    const end = async (name: NodeJS.Signals) => {
+      const ending = shell
+      if (ending === undefined || !isUp()) return
+      const gone = new Promise((resolve) => ending.once("exit", resolve))
+      ending.ref()
+      // One that is frozen would not hear the SIGTERM.
+      signal("SIGCONT")
+      signal(name)
+      await gone
+      pid = 0
+    }
+
+    const launch = async (): Promise<void> => {
+      const child = spawn("sh", ["-c", watch, "sh", join(bin, "rabbitmq-server")], {
+        stdio: ["pipe", "pipe", "ignore"],
+        env: environment(),
+        detached: true
+      })
+      shell = child
+      pid = await new Promise<number>((resolve, reject) => {
+        child.stdout.once("data", (text) => resolve(Number(text)))
+        child.once("error", reject)
+      })
+      // The broker of `sharedUrl` must not keep its process from ending.
+      child.unref()
+      for (const pipe of [child.stdin, child.stdout]) (pipe as unknown as { unref: () => void }).unref()
+      try {
+        const failure = () => `rabbitmq-server does not start:\n${log().slice(-2_000)}`
+        await waitUntil(async () => !isUp() || (await answers()), failure, 60_000)
+        if (!isUp()) throw new Error(failure())
+      } catch (error) {
+        await end("SIGKILL")
+        throw error
+      }
+    }
+
+    yield* Effect.acquireRelease(
+      Effect.promise(async () => {
+        for (let attempt = 1; ; attempt++) {
+          ports = {
+            amqp: await freePort(),
+            tls: tls === undefined ? 0 : await freePort(),
+            distribution: await freePort(),
+            epmd: await freePort()
+          }
+          configure()
+          const before = log().length
+          try {
+            return await launch()
+          } catch (error) {
+            // Someone may have taken a port since it was free.
+            if (attempt === 5 || !/eaddrinuse|already in use/i.test(log().slice(before))) throw error
+          }
+        }
+      }),
+      () => Effect.promise(() => end("SIGKILL"))
+    )
+
+    return {
+      port: ports.amqp,
+      tlsPort: ports.tls,
+      url: `amqp://127.0.0.1:${ports.amqp}`,
+      folder,
+      pid: () => pid,
+      kill: Effect.promise(() => end("SIGKILL")),
+      stop: Effect.promise(() => end("SIGTERM")),
+      start: Effect.promise(async () => {
+        if (!isUp()) await launch()
+      }),
+      freeze: Effect.sync(() => signal("SIGSTOP")),
+      thaw: Effect.sync(() => signal("SIGCONT")),
+      control: (...args) =>
+        Effect.promise(
+          () =>
+            new Promise<string>((resolve, reject) => {
+              execFile(
+                join(bin, "rabbitmqctl"),
+                ["--node", node(), "--silent", ...args],
+                { env: environment() },
+                (error, stdout, stderr) => (error === null ? resolve(stdout) : reject(new Error(`${stdout}${stderr}`)))
+              )
+            })
+        )
+    }
+  })
+
+let shared: Promise<string> | undefined
+
+/**
+ * `AMQP_URL`, or a broker that the tests of this process share; it dies with the
+ * process. For tests that leave the broker and the names of others alone.
+ */
+export const sharedUrl: Effect.Effect<string> = Effect.promise(() => {
+  const { AMQP_URL } = process.env
+  if (AMQP_URL !== undefined && AMQP_URL !== "") return Promise.resolve(AMQP_URL)
+  shared ??= Effect.runPromise(
+    // A scope that nobody closes: the shell ends the broker with this process.
+    Effect.gen(function* () {
+      const server = yield* Scope.provide(make(), yield* Scope.make())
+      return server.url
+    })
+  )
+  return shared
+})
