@@ -66,7 +66,19 @@ export const make: Effect.Effect<RedisSentinel, never, Scope.Scope> = Effect.gen
     )
   }
 
-  const untilReady = () => RedisServer.waitUntil(canFailOver, () => "the sentinel knows no replica that is well")
+  /** The servers' own word: what the sentinel says of a link may be from before the last promotion. */
+  const isReplicated = async () => {
+    const master = await currentMaster()
+    const replica = servers.find((server) => server !== master)!
+    const replication = String(await Effect.runPromise(replica.command("INFO", "replication")))
+    return [`master_port:${master.port}`, "master_link_status:up"].every((line) => replication.includes(`${line}\r\n`))
+  }
+
+  const untilReady = () =>
+    RedisServer.waitUntil(
+      async () => (await canFailOver()) && (await isReplicated()),
+      () => "the sentinel knows no replica that is well"
+    )
 
   /** Does what makes the sentinel promote the replica, and waits until it has. */
   const promotion = (cause: (master: RedisServer.RedisServer) => Effect.Effect<unknown>) =>
