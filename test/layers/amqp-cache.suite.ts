@@ -3,7 +3,7 @@ import * as AmqpCacheStore from "../../src/layers/amqp/AmqpCacheStore.ts"
 import * as AmqpLockStore from "../../src/layers/amqp/AmqpLockStore.ts"
 import { AmqpPubSubTransport } from "../../src/layers/amqp/index.ts"
 import * as Log from "../../src/layers/amqp/log/ReplicatedLog.ts"
-import { suite } from "../contract/cache.ts"
+import { suite } from "../../src/testing/contracts/cache.ts"
 import { amqpPart } from "./amqp.ts"
 
 // Exclusive loads take locks, and near caches tell each other.

@@ -11,7 +11,7 @@ import * as AmqpLockStore from "../../src/layers/amqp/AmqpLockStore.ts"
 import { AmqpConnection } from "../../src/layers/amqp/index.ts"
 import * as Log from "../../src/layers/amqp/log/ReplicatedLog.ts"
 import { Payload } from "../../src/services/Payload.ts"
-import { suite } from "../contract/lock.ts"
+import { suite } from "../../src/testing/contracts/lock.ts"
 import * as RabbitServer from "../servers/RabbitServer.ts"
 import { amqpPart } from "./amqp.ts"
 

@@ -19,7 +19,7 @@ import {
   MemoryLockStore,
   MemoryPubSubTransport
 } from "../../src/layers/memory/index.ts"
-import { allFeatures, type Backend } from "../contract/Backend.ts"
+import { allFeatures, type Backend } from "../../src/testing/contracts/Backend.ts"
 import * as RabbitServer from "../servers/RabbitServer.ts"
 import * as TcpProxy from "../servers/TcpProxy.ts"
 

@@ -6,7 +6,7 @@ import * as Schema from "effect/Schema"
 import { TestClock } from "effect/testing"
 import { Cache, Cohort } from "../../src/index.ts"
 import { MemoryHub } from "../../src/layers/memory/index.ts"
-import { suite } from "../contract/cache.ts"
+import { suite } from "../../src/testing/contracts/cache.ts"
 import { memory } from "./memory.ts"
 
 suite(memory)

@@ -10,7 +10,7 @@ import { TestClock } from "effect/testing"
 import { Cohort, Instance, Lock, LockStore } from "../../src/index.ts"
 import { MemoryHub, MemoryLockStore } from "../../src/layers/memory/index.ts"
 import { getOrMake } from "../../src/services/internal/getOrMake.ts"
-import { suite } from "../contract/lock.ts"
+import { suite } from "../../src/testing/contracts/lock.ts"
 import { memory, memoryWith } from "./memory.ts"
 
 suite(memory)

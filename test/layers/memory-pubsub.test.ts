@@ -4,7 +4,7 @@ import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import { Cohort, PubSub, Topic } from "../../src/index.ts"
 import { MemoryHub } from "../../src/layers/memory/index.ts"
-import { suite, timing } from "../contract/pubsub.ts"
+import { suite, timing } from "../../src/testing/contracts/pubsub.ts"
 import { memory } from "./memory.ts"
 
 suite(memory)

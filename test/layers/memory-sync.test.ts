@@ -1,4 +1,4 @@
-import { suite } from "../contract/sync.ts"
+import { suite } from "../../src/testing/contracts/sync.ts"
 import { memory } from "./memory.ts"
 
 suite(memory)

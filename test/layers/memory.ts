@@ -6,7 +6,7 @@ import * as Scope from "effect/Scope"
 import { TestClock } from "effect/testing"
 import { Cohort, Instance } from "../../src/index.ts"
 import { MemoryHub } from "../../src/layers/memory/index.ts"
-import { allFeatures, type Backend } from "../contract/Backend.ts"
+import { allFeatures, type Backend } from "../../src/testing/contracts/Backend.ts"
 
 /** The memory backend, with the layers that make an instance. */
 export const memoryWith = (

@@ -14,7 +14,7 @@ import {
   RedisPubSubTransport
 } from "../../src/layers/redis/index.ts"
 import { Instance as InstanceModule } from "../../src/services/index.ts"
-import { suite } from "../contract/cache.ts"
+import { suite } from "../../src/testing/contracts/cache.ts"
 import * as RedisCluster from "../servers/RedisCluster.ts"
 import * as RedisServer from "../servers/RedisServer.ts"
 import * as TcpProxy from "../servers/TcpProxy.ts"

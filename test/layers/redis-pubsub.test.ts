@@ -1,4 +1,4 @@
-import { suite } from "../contract/pubsub.ts"
+import { suite } from "../../src/testing/contracts/pubsub.ts"
 import { redis } from "./redis.ts"
 
 suite(redis)

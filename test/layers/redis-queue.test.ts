@@ -4,7 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import { Cohort, EventQueue, Job } from "../../src/index.ts"
-import { suite } from "../contract/queue.ts"
+import { suite } from "../../src/testing/contracts/queue.ts"
 import * as RedisServer from "../servers/RedisServer.ts"
 import { redis } from "./redis.ts"
 

@@ -8,7 +8,7 @@ import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import * as SchemaGetter from "effect/SchemaGetter"
 import * as Scope from "effect/Scope"
-import { Metrics, PubSub, SyncMessage, Topic } from "../../src/index.ts"
+import { Metrics, PubSub, SyncMessage, Topic } from "../../index.ts"
 import { type Backend, describeOn, type TestInstance } from "./Backend.ts"
 import { counting, support } from "./support.ts"
 

@@ -8,7 +8,7 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
-import type { Cohort, Instance } from "../../src/index.ts"
+import type { Cohort, Instance } from "../../index.ts"
 
 /** One instance of the app under test, alive as long as the test's scope. */
 export interface TestInstance {

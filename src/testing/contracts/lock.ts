@@ -9,7 +9,7 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
-import { Lock } from "../../src/index.ts"
+import { Lock } from "../../index.ts"
 import { type Backend, describeOn, eventually, type TestBackend, type TestInstance } from "./Backend.ts"
 import { support } from "./support.ts"
 

@@ -13,7 +13,7 @@ import * as Schema from "effect/Schema"
 import * as SchemaGetter from "effect/SchemaGetter"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { Metrics, PubSub, Topic } from "../../src/index.ts"
+import { Metrics, PubSub, Topic } from "../../index.ts"
 import { type Backend, describeOn, type TestInstance } from "./Backend.ts"
 import { counting, support } from "./support.ts"
 

@@ -17,7 +17,7 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as SchemaTransformation from "effect/SchemaTransformation"
 import * as Scope from "effect/Scope"
-import { type Cohort, EventQueue, Job } from "../../src/index.ts"
+import { type Cohort, EventQueue, Job } from "../../index.ts"
 import { type Backend, describeOn, eventually, type TestInstance } from "./Backend.ts"
 
 const Numbered = Schema.Struct({ n: Schema.Number })

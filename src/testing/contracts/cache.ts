@@ -8,7 +8,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
-import { Cache, Lock, Metrics } from "../../src/index.ts"
+import { Cache, Lock, Metrics } from "../../index.ts"
 import { type Backend, describeOn, eventually, type TestInstance } from "./Backend.ts"
 import { counting, type LogEntry, support } from "./support.ts"
 
