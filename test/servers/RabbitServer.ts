@@ -7,7 +7,7 @@
  *
  * Waiting here is on the real clock, whatever clock the test has.
  */
-import { type ChildProcess, execFile, spawn, spawnSync } from "node:child_process"
+import { execFile, spawnSync } from "node:child_process"
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { dirname, join } from "node:path"
@@ -15,7 +15,8 @@ import { connect } from "amqplib"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import type { Certificates } from "./certificates.ts"
-import { freePort, waitUntil } from "./RedisServer.ts"
+import { freePort } from "./RedisServer.ts"
+import { ensureInstalled, ServerProcess } from "./ServerProcess.ts"
 
 export interface RabbitServer {
   readonly port: number
@@ -53,26 +54,6 @@ const scripts = (): string | undefined => {
   return status === 0 ? dirname(stdout.trim()) : undefined
 }
 
-/** Installs rabbitmq-server where that is allowed; otherwise says how. */
-const ensureInstalled = Effect.sync((): string => {
-  let output = ""
-  if (scripts() === undefined && process.getuid?.() === 0 && existsSync("/usr/bin/apt-get")) {
-    // flock: test files run side by side. RUNLEVEL: the package does not start a server of its own.
-    const install =
-      "command -v rabbitmq-server || { apt-get update && apt-get install -y --no-install-recommends rabbitmq-server; }"
-    const { stderr, stdout } = spawnSync("flock", ["/tmp/cohort-apt.lock", "sh", "-c", install], {
-      env: { ...process.env, DEBIAN_FRONTEND: "noninteractive", RUNLEVEL: "1" },
-      encoding: "utf8"
-    })
-    output = `\n${stdout}${stderr}`.slice(-1_000)
-  }
-  const found = scripts()
-  if (found === undefined) {
-    throw new Error(`no rabbitmq-server here: apt-get install rabbitmq-server, or brew install rabbitmq${output}`)
-  }
-  return found
-})
-
 /**
  * Starts epmd and the broker, says the broker's pid and waits for it. When its input ends, which is the process
  * that started it, it kills both and removes their folder.
@@ -92,7 +73,7 @@ const erlang = "-noinput -start_epmd false +S 2:2 +SDio 2 +sbwt none +sbwtdcpu n
 
 export const make = (options: Options = {}): Effect.Effect<RabbitServer, never, Scope.Scope> =>
   Effect.gen(function* () {
-    const bin = yield* ensureInstalled
+    const bin = yield* Effect.sync(() => ensureInstalled("rabbitmq-server", "rabbitmq", scripts))
     const { tls } = options
     const folder = yield* Effect.acquireRelease(
       Effect.sync(() => mkdtempSync(join(tmpdir(), "cohort-rabbit-"))),
@@ -101,10 +82,7 @@ export const make = (options: Options = {}): Effect.Effect<RabbitServer, never, 
     const log = () => (existsSync(join(folder, "log")) ? readFileSync(join(folder, "log"), "utf8") : "")
 
     let ports = { amqp: 0, tls: 0, distribution: 0, epmd: 0 }
-    let shell: ChildProcess | undefined
-    let pid = 0
-
-    const isUp = () => shell !== undefined && shell.exitCode === null && shell.signalCode === null
+    const server = new ServerProcess()
     const node = () => `cohort-${ports.amqp}@localhost`
 
     const environment = () => ({
@@ -170,45 +148,13 @@ export const make = (options: Options = {}): Effect.Effect<RabbitServer, never, 
       }
     }
 
-    const signal = (name: NodeJS.Signals) => {
-      if (isUp()) process.kill(pid, name)
-    }
-
-    const end = async (name: NodeJS.Signals) => {
-      const ending = shell
-      if (ending === undefined || !isUp()) return
-      const gone = new Promise((resolve) => ending.once("exit", resolve))
-      ending.ref()
-      // One that is frozen would not hear the SIGTERM.
-      signal("SIGCONT")
-      signal(name)
-      await gone
-      pid = 0
-    }
-
-    const launch = async (): Promise<void> => {
-      const child = spawn("sh", ["-c", watch, "sh", join(bin, "rabbitmq-server")], {
-        stdio: ["pipe", "pipe", "ignore"],
-        env: environment(),
-        detached: true
-      })
-      shell = child
-      pid = await new Promise<number>((resolve, reject) => {
-        child.stdout.once("data", (text) => resolve(Number(text)))
-        child.once("error", reject)
-      })
-      // The broker of `sharedUrl` must not keep its process from ending.
-      child.unref()
-      for (const pipe of [child.stdin, child.stdout]) (pipe as unknown as { unref: () => void }).unref()
-      try {
-        const failure = () => `rabbitmq-server does not start:\n${log().slice(-2_000)}`
-        await waitUntil(async () => !isUp() || (await answers()), failure, 60_000)
-        if (!isUp()) throw new Error(failure())
-      } catch (error) {
-        await end("SIGKILL")
-        throw error
-      }
-    }
+    const launch = () =>
+      server.launch(
+        { script: watch, args: [join(bin, "rabbitmq-server")], env: environment() },
+        answers,
+        () => `rabbitmq-server does not start:\n${log().slice(-2_000)}`,
+        60_000
+      )
 
     yield* Effect.acquireRelease(
       Effect.promise(async () => {
@@ -229,7 +175,7 @@ export const make = (options: Options = {}): Effect.Effect<RabbitServer, never, 
           }
         }
       }),
-      () => Effect.promise(() => end("SIGKILL"))
+      () => Effect.promise(() => server.end("SIGKILL"))
     )
 
     return {
@@ -237,14 +183,14 @@ export const make = (options: Options = {}): Effect.Effect<RabbitServer, never, 
       tlsPort: ports.tls,
       url: `amqp://127.0.0.1:${ports.amqp}`,
       folder,
-      pid: () => pid,
-      kill: Effect.promise(() => end("SIGKILL")),
-      stop: Effect.promise(() => end("SIGTERM")),
+      pid: () => server.pid,
+      kill: Effect.promise(() => server.end("SIGKILL")),
+      stop: Effect.promise(() => server.end("SIGTERM")),
       start: Effect.promise(async () => {
-        if (!isUp()) await launch()
+        if (!server.isUp()) await launch()
       }),
-      freeze: Effect.sync(() => signal("SIGSTOP")),
-      thaw: Effect.sync(() => signal("SIGCONT")),
+      freeze: Effect.sync(() => server.signal("SIGSTOP")),
+      thaw: Effect.sync(() => server.signal("SIGCONT")),
       control: (...args) =>
         Effect.promise(
           () =>

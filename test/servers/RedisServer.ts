@@ -6,7 +6,7 @@
  *
  * Waiting here is on the real clock, whatever clock the test has.
  */
-import { type ChildProcess, spawn, spawnSync } from "node:child_process"
+import { spawnSync } from "node:child_process"
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { createServer } from "node:net"
 import { tmpdir } from "node:os"
@@ -15,6 +15,9 @@ import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import { Redis } from "ioredis"
 import type { Certificates } from "./certificates.ts"
+import { ensureInstalled, ServerProcess } from "./ServerProcess.ts"
+
+export { waitUntil } from "./ServerProcess.ts"
 
 export interface RedisServer {
   readonly port: number
@@ -50,23 +53,7 @@ export interface Options {
 }
 
 const binary = "redis-server"
-
-/** Installs redis-server where that is allowed; otherwise says how. */
-const ensureInstalled = Effect.sync(() => {
-  const found = () => spawnSync(binary, ["--version"]).status === 0
-  if (found()) return
-  let output = ""
-  if (process.getuid?.() === 0 && existsSync("/usr/bin/apt-get")) {
-    // flock: test files run side by side. RUNLEVEL: the package does not start a server of its own.
-    const install = `command -v ${binary} || { apt-get update && apt-get install -y --no-install-recommends ${binary}; }`
-    const { stdout, stderr } = spawnSync("flock", ["/tmp/cohort-apt.lock", "sh", "-c", install], {
-      env: { ...process.env, DEBIAN_FRONTEND: "noninteractive", RUNLEVEL: "1" },
-      encoding: "utf8"
-    })
-    output = `\n${stdout}${stderr}`.slice(-1_000)
-  }
-  if (!found()) throw new Error(`no ${binary} here: apt-get install redis-server, or brew install redis${output}`)
-})
+const find = () => (spawnSync(binary, ["--version"]).status === 0 ? binary : undefined)
 
 /**
  * A port nobody listens on. Below those the system gives to outgoing connections:
@@ -85,19 +72,6 @@ export const freePort = async (): Promise<number> => {
   }
 }
 
-/** Polls until the condition holds, or throws what `failure` says. */
-export const waitUntil = async (
-  condition: () => Promise<boolean> | boolean,
-  failure: () => string,
-  within = 20_000
-): Promise<void> => {
-  const deadline = Date.now() + within
-  while (!(await condition())) {
-    if (Date.now() > deadline) throw new Error(failure())
-    await new Promise((resolve) => setTimeout(resolve, 20))
-  }
-}
-
 /**
  * Says its server's pid and waits for it. When its input ends, which is the process
  * that started it, it kills the server and removes its folder.
@@ -112,7 +86,7 @@ kill $watcher`
 
 export const make = (options: Options = {}): Effect.Effect<RedisServer, never, Scope.Scope> =>
   Effect.gen(function* () {
-    yield* ensureInstalled
+    yield* Effect.sync(() => ensureInstalled(binary, "redis", find))
     const { tls } = options
     const folder = yield* Effect.acquireRelease(
       Effect.sync(() => mkdtempSync(join(tmpdir(), "cohort-redis-"))),
@@ -123,10 +97,7 @@ export const make = (options: Options = {}): Effect.Effect<RedisServer, never, S
     if (options.config !== undefined) writeFileSync(config, options.config)
 
     let port = 0
-    let shell: ChildProcess | undefined
-    let pid = 0
-
-    const isUp = () => shell !== undefined && shell.exitCode === null && shell.signalCode === null
+    const server = new ServerProcess()
 
     const command = (args: ReadonlyArray<string>): Promise<unknown> => {
       const client = new Redis({
@@ -146,26 +117,10 @@ export const make = (options: Options = {}): Effect.Effect<RedisServer, never, S
     /** Whether this server answers, and not another one that was faster to take the port. */
     const answers = () =>
       command(["INFO"]).then(
-        (info) => String(info).includes(`process_id:${pid}\r\n`) && !String(info).includes("loading:1"),
+        (info) => String(info).includes(`process_id:${server.pid}\r\n`) && !String(info).includes("loading:1"),
         // It wants a password, perhaps.
         (error) => error instanceof Error && /^(NOAUTH|NOPERM)/.test(error.message)
       )
-
-    const signal = (name: NodeJS.Signals) => {
-      if (isUp()) process.kill(pid, name)
-    }
-
-    const end = async (name: NodeJS.Signals) => {
-      const ending = shell
-      if (ending === undefined || !isUp()) return
-      const gone = new Promise((resolve) => ending.once("exit", resolve))
-      ending.ref()
-      // One that is frozen would not hear the SIGTERM.
-      signal("SIGCONT")
-      signal(name)
-      await gone
-      pid = 0
-    }
 
     const launch = async (): Promise<void> => {
       const args = options.config === undefined ? [] : [config]
@@ -178,27 +133,15 @@ export const make = (options: Options = {}): Effect.Effect<RedisServer, never, S
         args.push("--port", "0", "--tls-port", String(port), "--tls-auth-clients", "no")
         args.push("--tls-cert-file", tls.cert, "--tls-key-file", tls.key, "--tls-ca-cert-file", tls.ca)
       }
-      const child = spawn("sh", ["-c", watch, "sh", binary, ...args, ...(options.args ?? [])], {
-        stdio: ["pipe", "pipe", "ignore"],
-        env: { ...process.env, FOLDER: folder },
-        detached: true
-      })
-      shell = child
-      pid = await new Promise<number>((resolve, reject) => {
-        child.stdout.once("data", (text) => resolve(Number(text)))
-        child.once("error", reject)
-      })
-      // The server of `sharedUrl` must not keep its process from ending.
-      child.unref()
-      for (const pipe of [child.stdin, child.stdout]) (pipe as unknown as { unref: () => void }).unref()
-      try {
-        const failure = () => `redis-server does not start:\n${log().slice(-2_000)}`
-        await waitUntil(async () => !isUp() || (await answers()), failure)
-        if (!isUp()) throw new Error(failure())
-      } catch (error) {
-        await end("SIGKILL")
-        throw error
-      }
+      await server.launch(
+        {
+          script: watch,
+          args: [binary, ...args, ...(options.args ?? [])],
+          env: { ...process.env, FOLDER: folder }
+        },
+        answers,
+        () => `redis-server does not start:\n${log().slice(-2_000)}`
+      )
     }
 
     yield* Effect.acquireRelease(
@@ -214,21 +157,21 @@ export const make = (options: Options = {}): Effect.Effect<RedisServer, never, S
           }
         }
       }),
-      () => Effect.promise(() => end("SIGKILL"))
+      () => Effect.promise(() => server.end("SIGKILL"))
     )
 
     return {
       port,
       url: `${tls === undefined ? "redis" : "rediss"}://127.0.0.1:${port}`,
       folder,
-      pid: () => pid,
-      kill: Effect.promise(() => end("SIGKILL")),
-      stop: Effect.promise(() => end("SIGTERM")),
+      pid: () => server.pid,
+      kill: Effect.promise(() => server.end("SIGKILL")),
+      stop: Effect.promise(() => server.end("SIGTERM")),
       start: Effect.promise(async () => {
-        if (!isUp()) await launch()
+        if (!server.isUp()) await launch()
       }),
-      freeze: Effect.sync(() => signal("SIGSTOP")),
-      thaw: Effect.sync(() => signal("SIGCONT")),
+      freeze: Effect.sync(() => server.signal("SIGSTOP")),
+      thaw: Effect.sync(() => server.signal("SIGCONT")),
       command: (...args) => Effect.promise(() => command(args))
     }
   })

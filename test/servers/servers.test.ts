@@ -4,18 +4,23 @@ import { existsSync } from "node:fs"
 import { connect, createServer, type Socket } from "node:net"
 import { join } from "node:path"
 import { assert, describe, it } from "@effect/vitest"
+import { PgClient } from "@effect/sql-pg"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
+import { SqlClient } from "effect/sql"
 import { Cluster, Redis } from "ioredis"
 import * as certificates from "./certificates.ts"
+import * as PostgresServer from "./PostgresServer.ts"
 import * as RedisCluster from "./RedisCluster.ts"
 import * as RedisSentinel from "./RedisSentinel.ts"
 import * as RedisServer from "./RedisServer.ts"
 import * as TcpProxy from "./TcpProxy.ts"
 
 const eventually = (condition: () => Promise<boolean> | boolean, what: string) =>
-  Effect.promise(() => RedisServer.waitUntil(condition, () => `never happened: ${what}`, 5_000))
+  Effect.promise(() => RedisServer.waitUntil(condition, () => `never happened: ${what}`))
 
 const isAlive = (pid: number) => {
   try {
@@ -35,6 +40,29 @@ const use = <C extends Redis | Cluster>(make: () => C) =>
     }),
     (client) => Effect.sync(() => client.disconnect())
   )
+
+/** A process starts the server and is killed. */
+const orphaned = (module: string) =>
+  Effect.gen(function* () {
+    const script = `
+      import * as Effect from "effect/Effect"
+      import { make } from ${JSON.stringify(join(import.meta.dirname, module))}
+      setInterval(() => undefined, 1_000)
+      await Effect.runPromise(Effect.scoped(Effect.gen(function* () {
+        const { pid, folder } = yield* make()
+        console.log(JSON.stringify({ pid: pid(), folder }))
+        yield* Effect.never
+      })))`
+    const parent = spawn(process.execPath, ["--input-type=module", "-e", script])
+    let output = ""
+    for (const pipe of [parent.stdout, parent.stderr]) pipe.on("data", (text) => (output += text))
+    yield* eventually(() => output.endsWith("}\n"), "the server of the other process")
+    const { pid, folder } = JSON.parse(output) as { pid: number; folder: string }
+    assert.isTrue(isAlive(pid))
+    parent.kill("SIGKILL")
+    yield* eventually(() => !isAlive(pid), "its end")
+    yield* eventually(() => !existsSync(folder), "the end of its folder")
+  })
 
 describe("RedisServer", () => {
   it.live("answers, and ends with its scope", () =>
@@ -108,28 +136,7 @@ describe("RedisServer", () => {
     })
   )
 
-  it.live("dies with the process that started it, even on SIGKILL", () =>
-    Effect.gen(function* () {
-      const script = `
-        import * as Effect from "effect/Effect"
-        import { make } from ${JSON.stringify(join(import.meta.dirname, "RedisServer.ts"))}
-        setInterval(() => undefined, 1_000)
-        await Effect.runPromise(Effect.scoped(Effect.gen(function* () {
-          const { pid, folder } = yield* make()
-          console.log(JSON.stringify({ pid: pid(), folder }))
-          yield* Effect.never
-        })))`
-      const parent = spawn(process.execPath, ["--input-type=module", "-e", script])
-      let output = ""
-      for (const pipe of [parent.stdout, parent.stderr]) pipe.on("data", (text) => (output += text))
-      yield* eventually(() => output.endsWith("}\n"), "the server of the other process")
-      const { pid, folder } = JSON.parse(output) as { pid: number; folder: string }
-      assert.isTrue(isAlive(pid))
-      parent.kill("SIGKILL")
-      yield* eventually(() => !isAlive(pid), "its end")
-      yield* eventually(() => !existsSync(folder), "the end of its folder")
-    })
-  )
+  it.live("dies with the process that started it, even on SIGKILL", () => orphaned("RedisServer.ts"))
 
   it.live("speaks TLS to those who trust its authority, and to nobody else", () =>
     Effect.gen(function* () {
@@ -142,6 +149,90 @@ describe("RedisServer", () => {
       assert.notStrictEqual(error, "PONG")
     })
   )
+})
+
+/** One query, on a connection of its own. */
+const query = (url: string, statement: string) =>
+  SqlClient.SqlClient.use((sql) => sql.unsafe(statement)).pipe(
+    Effect.provide(PgClient.layer({ url: Redacted.make(url), maxConnections: 1 }))
+  )
+
+describe("PostgresServer", () => {
+  it.live("answers, and ends with its scope", () =>
+    Effect.gen(function* () {
+      const scope = yield* Scope.make()
+      const server = yield* Scope.provide(PostgresServer.make({ settings: { max_connections: "17" } }), scope)
+      const pid = server.pid()
+      assert.deepStrictEqual(yield* query(server.url, "SHOW max_connections"), [{ max_connections: "17" }])
+      assert.isTrue(isAlive(pid))
+      yield* Scope.close(scope, Exit.void)
+      assert.isFalse(isAlive(pid))
+      assert.isFalse(existsSync(server.folder))
+    })
+  )
+
+  it.live("keeps port and data over kill, stop and start, with a session open", () =>
+    Effect.gen(function* () {
+      const server = yield* PostgresServer.make()
+      yield* query(server.url, "CREATE TABLE t (n int)")
+      for (const end of [server.kill, server.stop]) {
+        const busy = yield* Effect.forkChild(Effect.exit(query(server.url, "SELECT pg_sleep(60)")))
+        yield* eventually(
+          () =>
+            Effect.runPromise(
+              query(server.url, "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)'")
+            ).then((rows) => rows.length > 0),
+          "a session"
+        )
+        yield* query(server.url, "INSERT INTO t VALUES (1)")
+        const pid = server.pid()
+        yield* end
+        assert.isFalse(isAlive(pid))
+        assert.isTrue(Exit.isFailure(yield* Fiber.join(busy)))
+        assert.isTrue(Exit.isFailure(yield* Effect.exit(query(server.url, "SELECT 1"))))
+        yield* server.start
+        assert.notStrictEqual(server.pid(), pid)
+      }
+      assert.deepStrictEqual(yield* query(server.url, "SELECT count(*)::int AS count FROM t"), [{ count: 2 }])
+    })
+  )
+
+  it.live("says nothing while it is frozen, and is stopped all the same", () =>
+    Effect.gen(function* () {
+      const server = yield* PostgresServer.make()
+      yield* server.freeze
+      const answer = yield* Effect.forkChild(query(server.url, "SELECT 1 AS one"))
+      yield* Effect.sleep("100 millis")
+      assert.isUndefined(answer.pollUnsafe())
+      yield* server.thaw
+      assert.deepStrictEqual(yield* Fiber.join(answer), [{ one: 1 }])
+      yield* server.freeze
+      yield* server.stop
+      assert.strictEqual(server.pid(), 0)
+    })
+  )
+
+  it.live("says why it does not start", () =>
+    Effect.gen(function* () {
+      const exit = yield* Effect.exit(PostgresServer.make({ settings: { nonsense: "1" } }))
+      assert.isTrue(Exit.isFailure(exit))
+      assert.include(String(exit), "unrecognized configuration parameter")
+    })
+  )
+
+  it.live("databases of the shared server are apart", () =>
+    Effect.gen(function* () {
+      const urls = yield* Effect.all([PostgresServer.database, PostgresServer.database], { concurrency: 2 })
+      for (const url of urls) yield* query(url, "CREATE TABLE t (n int)")
+      const scope = yield* Scope.make()
+      const url = yield* Scope.provide(PostgresServer.database, scope)
+      yield* query(url, "SELECT 1")
+      yield* Scope.close(scope, Exit.void)
+      assert.isTrue(Exit.isFailure(yield* Effect.exit(query(url, "SELECT 1"))))
+    })
+  )
+
+  it.live("dies with the process that started it, even on SIGKILL", () => orphaned("PostgresServer.ts"))
 })
 
 describe("RedisCluster", () => {
