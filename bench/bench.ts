@@ -36,6 +36,20 @@ export const timed = async (run: () => Promise<unknown>): Promise<number> => {
   return Number(process.hrtime.bigint() - start)
 }
 
+/** Times `n` operations of async functions, each in a loop. */
+export const timedInFlight = (
+  n: number,
+  inFlight: number,
+  operation: (i: number) => Promise<unknown>
+): Promise<number> =>
+  timed(() =>
+    Promise.all(
+      Array.from({ length: inFlight }, async (_, worker) => {
+        for (let i = worker; i < n; i += inFlight) await operation(i)
+      })
+    )
+  )
+
 export const quantile = (values: ReadonlyArray<number>, q: number): number => {
   const sorted = [...values].sort((a, b) => a - b)
   return sorted[Math.floor((sorted.length - 1) * q)]!

@@ -3,7 +3,8 @@ import type { Suite } from "./bench.ts"
 /** A new backend's benchmarks are one folder and one line here. */
 const suites: Record<string, () => Promise<{ readonly suite: Suite }>> = {
   memory: () => import("./memory/suite.ts"),
-  redis: () => import("./redis/suite.ts")
+  redis: () => import("./redis/suite.ts"),
+  amqp: () => import("./amqp/suite.ts")
 }
 
 export const suiteNames = Object.keys(suites)
