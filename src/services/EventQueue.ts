@@ -44,6 +44,7 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import { type DeadJob, type DeathReason, type Depth, EventQueueStore } from "./EventQueueStore.ts"
 import { Instance } from "./Instance.ts"
+import { getOrMake } from "./internal/getOrMake.ts"
 import * as QueueWorker from "./internal/QueueWorker.ts"
 import { settled } from "./internal/settled.ts"
 import * as Timers from "./internal/Timers.ts"
@@ -145,6 +146,19 @@ export interface DeadLetter<A> {
 }
 
 /**
+ * What this instance has to do with a channel.
+ *
+ * @since 0.2.0
+ */
+export interface ChannelUse {
+  readonly channel: string
+  /** Whether it subscribes; otherwise it has published. */
+  readonly subscribed: boolean
+  /** Whether a subscription takes jobs: `false` while every one's `idle` answers `false`. */
+  readonly serving: boolean
+}
+
+/**
  * A page of {@link deadLetters}: `offset` defaults to 0, `limit` to 100.
  *
  * @since 0.1.0
@@ -189,6 +203,8 @@ export class EventQueue extends Context.Service<
       job: Job<any, any, any>,
       ids: ReadonlyArray<string> | "all"
     ) => Effect.Effect<number, EventQueueError>
+    /** The channels that this instance has published to or subscribes to. */
+    readonly channels: Effect.Effect<ReadonlyArray<ChannelUse>>
   }
 >()("cohort/services/EventQueue") {}
 
@@ -276,6 +292,9 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
     const store = yield* EventQueueStore
     const { app } = yield* Instance
     const timers = yield* Timers.make
+    /** Every channel that was used, with the gates of its subscriptions. */
+    const uses = new Map<string, Set<QueueWorker.Gate>>()
+    const useOf = (channel: string) => getOrMake(uses, channel, () => new Set())
 
     const address = (job: { readonly channel: string }) => Validate.address(app, "queue", job.channel)
 
@@ -324,6 +343,7 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
             Validate.invalidOf(delay) ??
             Validate.invalidOf(maxRetries)
           if (invalid !== undefined) return fail(invalid)
+          useOf(job.channel)
           // Ten times as fast as `SecureRandom.uuidV4Unsafe`: it draws its random numbers in bulk.
           const id = options?.id ?? globalThis.crypto.randomUUID()
           return Effect.flatMap(Effect.mapError(job.wire.encode("payload", payload), wrapError), (payload) =>
@@ -346,7 +366,9 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
         }),
 
       subscribe: (job, options) =>
-        valid(job, () => Effect.mapError(QueueWorker.run(store, timers, address(job), job, options), wrapError)),
+        valid(job, () =>
+          Effect.mapError(QueueWorker.run(store, timers, address(job), job, options, useOf(job.channel)), wrapError)
+        ),
 
       depth: (job) => valid(job, () => operation("depth", job, store.depth(address(job)))),
 
@@ -374,7 +396,14 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
         ),
 
       redrive: (job, ids) => valid(job, () => operation("redrive", job, store.redrive(address(job), ids))),
-      discard: (job, ids) => valid(job, () => operation("discard", job, store.discard(address(job), ids)))
+      discard: (job, ids) => valid(job, () => operation("discard", job, store.discard(address(job), ids))),
+      channels: Effect.sync(() =>
+        Array.from(uses, ([channel, gates]) => ({
+          channel,
+          subscribed: gates.size > 0,
+          serving: [...gates].some((gate) => gate.open)
+        }))
+      )
     })
   }
 )

@@ -9,6 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Validate from "./internal/validate.ts"
 import type { InvalidInput } from "./Reason.ts"
+import { parse, type WorkerMode } from "./internal/workerMode.ts"
 
 /**
  * Who this process (or this simulated process) is.
@@ -16,6 +17,8 @@ import type { InvalidInput } from "./Reason.ts"
  * - `app` prefixes every key, channel, queue and lock, so two applications can
  *   share a broker unseen.
  * - `id` is unique per start: a restarted copy is a new instance.
+ * - `version` is the application's, for people and for the other instances to see.
+ * - `workerMode` is which work it does; see `WorkerMode`.
  *
  * @since 0.1.0
  */
@@ -24,21 +27,27 @@ export class Instance extends Context.Service<
   {
     readonly app: string
     readonly id: string
+    readonly version: string
+    readonly workerMode: WorkerMode
   }
 >()("cohort/services/Instance") {}
 
 /**
- * Options of {@link make} and {@link layer}. `app` defaults to `"app"`, `id` to a random UUID.
+ * Options of {@link make} and {@link layer}. `app` defaults to `"app"`, `id` to a random UUID, `version` to `"0"`,
+ * and `workerMode` to `""`: everything.
  *
  * @since 0.1.0
  */
 export interface Options {
   readonly app?: string | undefined
   readonly id?: string | undefined
+  readonly version?: string | undefined
+  readonly workerMode?: string | undefined
 }
 
 /**
- * Makes an instance identity; fails with `InvalidInput` when `app` or `id` is empty or too long.
+ * Makes an instance identity; fails with `InvalidInput` when `app`, `id` or `version` is empty or too long, or
+ * `workerMode` is none.
  *
  * @since 0.1.0
  */
@@ -46,8 +55,15 @@ export const make = (options: Options = {}): Effect.Effect<Instance["Service"], 
   Effect.suspend(() => {
     const app = options.app ?? "app"
     const id = options.id ?? SecureRandom.uuidV4Unsafe()
-    const invalid = Validate.name("app", app) ?? Validate.name("id", id)
-    return invalid === undefined ? Effect.succeed({ app, id }) : Effect.fail(invalid)
+    const version = options.version ?? "0"
+    const invalid = Validate.name("app", app) ?? Validate.name("id", id) ?? Validate.name("version", version)
+    if (invalid !== undefined) return Effect.fail(invalid)
+    return Effect.map(Effect.fromResult(parse(options.workerMode ?? "")), (workerMode) => ({
+      app,
+      id,
+      version,
+      workerMode
+    }))
   })
 
 /**

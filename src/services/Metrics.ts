@@ -43,3 +43,7 @@ export const connectionUp = Metric.gauge("cohort_connection_up", {
 })
 /** Connections to a broker that were lost, by backend and role. @since 0.2.0 */
 export const connectionsLost = counter("cohort_connections_lost", "Connections to a broker that were lost")
+/** Queue channels that hold jobs and that no live instance serves, as the oldest instance sees it. @since 0.2.0 */
+export const queuesUnserved = Metric.gauge("cohort_queues_unserved", {
+  description: "Queue channels with jobs that no live instance serves"
+})

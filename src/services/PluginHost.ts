@@ -14,9 +14,11 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
+import { Membership } from "./Membership.ts"
 import type * as Plugin from "./Plugin.ts"
 
 /**
@@ -139,6 +141,12 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>>(
     }
     for (const plugin of ordered) yield* run(plugin, "load", scopes.get(plugin.name)!)
 
+    const membership = yield* Effect.serviceOption(Membership)
+    const tellMembers = Option.isNone(membership)
+      ? Effect.void
+      : membership.value.plugins(Effect.sync(() => ordered.map(({ name }) => name).filter((name) => scopes.has(name))))
+    yield* tellMembers
+
     const known = (name: string, phase: "enable" | "disable") => {
       const plugin = ordered.find((plugin) => plugin.name === name)
       return plugin === undefined
@@ -167,7 +175,8 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>>(
                   Exit.isSuccess(exit)
                     ? Effect.sync(() => scopes.set(plugin.name, scope))
                     : Scope.close(scope, Exit.void)
-                )
+                ),
+                Effect.andThen(tellMembers)
               )
             )
           })
@@ -179,7 +188,7 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>>(
             if (dependents.length > 0) {
               return refused(plugin, "disable", `${quoted(dependents.map((other) => other.name))} depends on it`)
             }
-            return Effect.uninterruptible(close(plugin))
+            return Effect.andThen(Effect.uninterruptible(close(plugin)), tellMembers)
           })
         )
     })

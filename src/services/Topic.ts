@@ -8,6 +8,9 @@ import * as Validate from "./internal/validate.ts"
 import { type Wire, wire } from "./Payload.ts"
 import type { InvalidInput } from "./Reason.ts"
 
+/** Keeps the channels of what is built on broadcast apart from the users'. */
+type Kind = "topic" | "sync" | "announcements" | "cache" | "members"
+
 /**
  * A typed channel for {@link PubSub}. `RD` and `RE` are what its Schema requires
  * to decode and encode; most require nothing.
@@ -16,8 +19,7 @@ import type { InvalidInput } from "./Reason.ts"
  */
 export interface Topic<A, RD = never, RE = never> {
   readonly channel: string
-  /** Keeps the channels of what is built on broadcast apart from the users'. */
-  readonly kind: "topic" | "sync" | "announcements" | "cache"
+  readonly kind: Kind
   readonly wire: Wire<A, RD, RE>
   /** Why the declaration cannot be used, if it cannot; reported by the first use. */
   readonly invalid: InvalidInput | undefined
@@ -32,7 +34,7 @@ export const make = <S extends Schema.Constraint>(
   channel: string,
   schema: S,
   /** @internal */
-  kind: "topic" | "sync" | "announcements" | "cache" = "topic"
+  kind: Kind = "topic"
 ): Topic<S["Type"], S["DecodingServices"], S["EncodingServices"]> => ({
   channel,
   kind,

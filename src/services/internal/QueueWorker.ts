@@ -46,12 +46,18 @@ interface Running {
   over: boolean
 }
 
+/** Whether a subscription takes jobs, as far as was asked: it is when there are some. */
+export interface Gate {
+  open: boolean
+}
+
 export const run = <A, RD, RE, R, R2>(
   store: EventQueueStore["Service"],
   timers: Timers.Timers,
   address: string,
   job: Job<A, RD, RE>,
-  options: SubscribeOptions<A, R, R2>
+  options: SubscribeOptions<A, R, R2>,
+  gates: Set<Gate>
 ): Effect.Effect<void, InvalidInput | Unavailable, RD | R | R2 | Scope.Scope> =>
   Effect.gen(function* () {
     const lease = Validate.millis("lease", options.lease ?? "30 seconds")
@@ -326,7 +332,8 @@ export const run = <A, RD, RE, R, R2>(
         : Effect.gen(function* () {
             yield* room.await
             yield* worker.ready
-            if (yield* isIdle) return yield* takeAndStart
+            gate.open = yield* isIdle
+            if (gate.open) return yield* takeAndStart
             yield* worker.pause
             yield* Effect.sleep(idleInterval as number)
           })
@@ -343,6 +350,12 @@ export const run = <A, RD, RE, R, R2>(
       flush()
       return settling === undefined ? Effect.void : Effect.asVoid(Fiber.await(settling))
     })
+
+    const gate: Gate = { open: true }
+    yield* Effect.acquireRelease(
+      Effect.sync(() => gates.add(gate)),
+      () => Effect.sync(() => gates.delete(gate))
+    )
 
     // Set up before anything is taken, so that whatever is started is also stopped.
     let pump: Fiber.Fiber<never> | undefined
