@@ -63,10 +63,11 @@ const setup = (
       services: Tasks.layer,
       host: PluginHost.layer([works, Tasks.plugin])
     })
-    const start = (id: string, worker: Partial<(typeof Tasks.TaskWorker)["Service"]> = {}) =>
+    const start = (id: string, worker: Partial<(typeof Tasks.TaskWorker)["Service"]> = {}, workerMode?: string) =>
       cluster.start(
         id,
-        Context.make(Tasks.TaskWorker, { concurrency: 3, idle: Effect.succeed(true), retention: "30 days", ...worker })
+        Context.make(Tasks.TaskWorker, { concurrency: 3, idle: Effect.succeed(true), retention: "30 days", ...worker }),
+        workerMode
       )
     const apps = []
     for (let i = 0; i < instances; i++) apps.push(yield* start(`i${i}`, workers[i]))
@@ -154,6 +155,24 @@ describe("running tasks", () => {
       assert.strictEqual((yield* apps[0].on(running)).length + (yield* apps[1].on(running)).length, 4)
       yield* TestClock.adjust("1 minute")
       assert.deepStrictEqual(yield* apps[0].on(depth), emptyQueue)
+    })
+  )
+
+  it.effect("an instance whose worker mode does not serve them starts tasks, and others run them", () =>
+    Effect.gen(function* () {
+      const runs: Array<string> = []
+      const { start: startInstance } = yield* setup(0, (_, __, instance) => Effect.sync(() => runs.push(instance)))
+      const requests = yield* startInstance("requests", {}, "!")
+      const id = yield* requests.on(start("one"))
+      yield* TestClock.adjust("1 minute")
+      assert.deepStrictEqual(runs, [])
+      yield* startInstance("other", {}, "mail")
+      yield* TestClock.adjust("1 minute")
+      assert.deepStrictEqual(runs, [])
+      yield* startInstance("worker", {}, Tasks.service)
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual(runs, ["worker"])
+      assert.strictEqual((yield* requests.on(get(id))).status, "succeeded")
     })
   )
 

@@ -34,12 +34,12 @@ export const makeCluster = <S, E, Stores, E2, RP>(options: {
     const hub = yield* MemoryHub.make
     const stores = yield* Effect.orDie(Layer.build(options.stores))
 
-    const start = (id: string, worker: Context.Context<never> = Context.empty()) =>
+    const start = (id: string, worker: Context.Context<never> = Context.empty(), workerMode = "") =>
       Effect.gen(function* () {
         const scope = yield* Effect.acquireRelease(Scope.make(), (scope) => passingTime(Scope.close(scope, Exit.void)))
         const layer = options.host.pipe(
           Layer.provideMerge(options.services),
-          Layer.provideMerge(Cohort.layerMemory({ app: "test", id, hub })),
+          Layer.provideMerge(Cohort.layerMemory({ app: "test", id, hub, workerMode })),
           Layer.provideMerge(Layer.succeedContext(Context.merge(stores, worker)))
         ) as Layer.Layer<All, E | PluginHost.PluginError>
         const context = yield* Effect.orDie(Layer.buildWithScope(Layer.fresh(layer), scope))

@@ -30,9 +30,10 @@ import type * as Scope from "effect/Scope"
 import * as EventQueue from "../../services/EventQueue.ts"
 import { Instance } from "../../services/Instance.ts"
 import * as Job from "../../services/Job.ts"
-import * as Lock from "../../services/Lock.ts"
 import * as Plugin from "../../services/Plugin.ts"
 import * as PubSub from "../../services/PubSub.ts"
+import * as Singleton from "../../services/Singleton.ts"
+import * as WorkerMode from "../../services/WorkerMode.ts"
 import type { StoreError } from "../StoreError.ts"
 import { isEnded, type Task, type TaskRun, type TaskStatus, type TaskType } from "./Task.ts"
 import { TaskStore } from "./TaskStore.ts"
@@ -415,7 +416,14 @@ const firstLine = (error: unknown): string =>
   (error instanceof Error ? error.message : String(error)).split("\n", 1)[0] ?? ""
 
 /**
- * The plugin: runs tasks, stops those that are cancelled elsewhere, and lets one
+ * The service that a worker mode names for tasks to be run.
+ *
+ * @since 0.2.0
+ */
+export const service = "async-task:process"
+
+/**
+ * The plugin: runs tasks where the worker mode serves {@link service}, stops those that are cancelled elsewhere, and lets one
  * instance of the cluster tidy up every hour.
  *
  * @since 0.1.0
@@ -427,20 +435,17 @@ export const plugin = Plugin.make(names.name, {
     yield* PubSub.subscribe(CancelTask, ({ id }) => runner.stopLocal(id))
     yield* EventQueue.subscribe(RunTask, {
       concurrency: worker.concurrency,
-      idle: worker.idle,
+      idle: Effect.flatMap(WorkerMode.serving(service), (serves) => (serves ? worker.idle : Effect.succeed(false))),
       process: ({ id }, info) => runner.run(id, info)
     })
-    yield* Lock.runExclusive(
+    yield* Singleton.make(
       names.key("housekeeping"),
       runner.housekeeping.pipe(
         Effect.catchCause((cause) => Effect.logWarning("Tidying up tasks failed", cause)),
         Effect.andThen(Effect.sleep("1 hour")),
         Effect.forever
-      )
-    ).pipe(
-      Effect.catch((error) => Effect.delay(Effect.logWarning("Not tidying up tasks for now", error), "5 seconds")),
-      Effect.forever,
-      Effect.forkScoped
-    )
+      ),
+      { service }
+    ).pipe(Effect.orDie)
   })
 })
