@@ -25,7 +25,7 @@ import { Instance } from "./Instance.ts"
 import * as Timers from "./internal/Timers.ts"
 import * as Validate from "./internal/validate.ts"
 import * as Lock from "./Lock.ts"
-import { InvalidInput } from "./Reason.ts"
+import type { InvalidInput } from "./Reason.ts"
 
 /**
  * Options of {@link make}.
