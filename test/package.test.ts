@@ -1,5 +1,5 @@
 /** The tarball a user installs: what its exports map promises is there, typed, and can be imported. */
-import { execFileSync } from "node:child_process"
+import { execFileSync, spawnSync } from "node:child_process"
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
 import { createRequire } from "node:module"
 import { tmpdir } from "node:os"
@@ -9,6 +9,11 @@ import { publint } from "publint"
 
 const root = path.join(import.meta.dirname, "..")
 const require = createRequire(import.meta.url)
+const manifest = JSON.parse(readFileSync(path.join(root, "package.json"), "utf8")) as {
+  readonly exports: Record<string, unknown>
+  readonly dependencies: Record<string, string>
+  readonly peerDependencies: Record<string, string>
+}
 let temporary = ""
 let unpacked = ""
 let tarball = ""
@@ -30,13 +35,15 @@ describe("the package", () => {
       stdio: ["ignore", "pipe", "ignore"]
     })
     tarball = path.join(temporary, readTarballName(packed))
-    const modules = path.join(temporary, "node_modules")
-    mkdirSync(modules)
-    execFileSync("tar", ["-xzf", tarball, "-C", temporary])
-    unpacked = path.join(temporary, "package")
-    // The package's dependencies are this checkout's; Node finds them from the real path of `cohort`.
-    symlinkSync(path.join(root, "node_modules"), path.join(unpacked, "node_modules"))
-    symlinkSync(unpacked, path.join(modules, "cohort"))
+    unpacked = path.join(temporary, "node_modules", "cohort")
+    mkdirSync(unpacked, { recursive: true })
+    execFileSync("tar", ["-xzf", tarball, "-C", unpacked, "--strip-components=1"])
+    // What a user has beside it: its dependencies and peers, from this checkout, and nothing else.
+    for (const name of Object.keys({ ...manifest.dependencies, ...manifest.peerDependencies })) {
+      const link = path.join(temporary, "node_modules", name)
+      mkdirSync(path.dirname(link), { recursive: true })
+      symlinkSync(path.join(root, "node_modules", name), link)
+    }
   }, 120_000)
 
   afterAll(() => {
@@ -44,10 +51,7 @@ describe("the package", () => {
   })
 
   it("exports what its exports map promises", () => {
-    const { exports } = JSON.parse(readFileSync(path.join(root, "package.json"), "utf8")) as {
-      readonly exports: Record<string, unknown>
-    }
-    const specifiers = Object.keys(exports)
+    const specifiers = Object.keys(manifest.exports)
       .filter((key) => !key.endsWith(".json"))
       .map((key) => path.posix.join("cohort", key))
     const probe = path.join(temporary, "probe.mjs")
@@ -69,7 +73,7 @@ describe("the package", () => {
     writeFileSync(
       probe,
       `import { Cohort, Lock } from "cohort"
-       import { Effect } from ${JSON.stringify(require.resolve("effect"))}
+       import { Effect } from "effect"
        console.log(await Effect.runPromise(
          Lock.runExclusive("key", Effect.succeed("held")).pipe(Effect.provide(Cohort.layerMemory()))
        ))`
@@ -88,6 +92,43 @@ describe("the package", () => {
     )
     assert.strictEqual(execFileSync(process.execPath, [probe], { encoding: "utf8" }).trim(), "false")
   })
+
+  it("holds a backend of someone else's to its contract, in a project of theirs", () => {
+    writeFileSync(
+      path.join(temporary, "theirs.test.ts"),
+      `import { Effect, Layer } from "effect"
+       import { LockStore } from "cohort"
+       import { MemoryLockStore } from "cohort/layers/memory"
+       import { Backend, Contracts } from "cohort/testing/contracts"
+
+       const theirs = Effect.map(MemoryLockStore.make, ({ request: _, ...store }) => ({ ...store, system: "theirs" }))
+       const repeat = Effect.map((grant) => grant && Object.assign(grant, { fence: 7 }))
+       const broken = Effect.map(theirs, (store) => ({
+         ...store,
+         acquire: (...args) => repeat(store.acquire(...args)),
+         tryAcquire: (...args) => repeat(store.tryAcquire(...args))
+       }))
+       const backend = (name, store) => Backend.onMemory({ name, stores: Layer.effect(LockStore.LockStore, store) })
+
+       Contracts.lock(backend("theirs", theirs), { propertyRuns: 10 })
+       Contracts.lock(backend("one whose fences repeat", broken), { propertyRuns: 10 })`
+    )
+    const vitest = path.join(path.dirname(require.resolve("vitest/package.json")), "vitest.mjs")
+    const report = path.join(temporary, "report.json")
+    spawnSync(process.execPath, [vitest, "run", "--reporter=json", `--outputFile=${report}`], { cwd: temporary })
+    const { testResults } = JSON.parse(readFileSync(report, "utf8")) as {
+      readonly testResults: ReadonlyArray<{
+        readonly assertionResults: ReadonlyArray<{ readonly fullName: string; readonly status: string }>
+      }>
+    }
+    const results = testResults.flatMap(({ assertionResults }) => assertionResults)
+    const ended = (name: string, status: string) =>
+      results.filter((result) => result.fullName.startsWith(`Lock on ${name}`) && result.status === status).length
+    assert.isAtLeast(ended("theirs", "passed"), 40)
+    assert.strictEqual(ended("theirs", "failed"), 0)
+    assert.isAtLeast(ended("one whose fences repeat", "passed"), 40)
+    assert.isAtLeast(ended("one whose fences repeat", "failed"), 3)
+  }, 120_000)
 
   it("has nothing for publint to say", async () => {
     const { messages } = await publint({ pkgDir: unpacked, strict: true })

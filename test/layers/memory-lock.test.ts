@@ -7,11 +7,12 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import { TestClock } from "effect/testing"
-import { Cohort, Instance, Lock, LockStore } from "../../src/index.ts"
+import { Cohort, Lock, LockStore } from "../../src/index.ts"
 import { MemoryHub, MemoryLockStore } from "../../src/layers/memory/index.ts"
 import { getOrMake } from "../../src/services/internal/getOrMake.ts"
+import { onMemory } from "../../src/testing/contracts/Backend.ts"
 import { suite } from "../../src/testing/contracts/lock.ts"
-import { memory, memoryWith } from "./memory.ts"
+import { memory } from "./memory.ts"
 
 suite(memory)
 
@@ -20,17 +21,7 @@ const withoutRequest = Layer.effect(
   LockStore.LockStore,
   Effect.map(MemoryLockStore.make, ({ request: _, ...store }) => store)
 )
-suite(
-  memoryWith("a store without `request`", (options) =>
-    Layer.merge(
-      Cohort.layerMemory(options),
-      Layer.fresh(Lock.layer).pipe(
-        Layer.provide(withoutRequest),
-        Layer.provide([Layer.succeed(MemoryHub.MemoryHub, options.hub), Instance.layer(options)])
-      )
-    )
-  )
-)
+suite(onMemory({ name: "a store without `request`", stores: withoutRequest }))
 
 /** Two instances on a hub, and what the hub keeps for locks. */
 const cluster = Effect.gen(function* () {

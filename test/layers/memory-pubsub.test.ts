@@ -4,11 +4,10 @@ import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import { Cohort, PubSub, Topic } from "../../src/index.ts"
 import { MemoryHub } from "../../src/layers/memory/index.ts"
-import { suite, timing } from "../../src/testing/contracts/pubsub.ts"
+import { suite } from "../../src/testing/contracts/pubsub.ts"
 import { memory } from "./memory.ts"
 
 suite(memory)
-timing(memory)
 
 describe("PubSub on memory, and the rest of the process", () => {
   for (const options of [{}, { onlySelf: true }]) {

@@ -10,8 +10,8 @@ import * as Scope from "effect/Scope"
 import { TestClock } from "effect/testing"
 import { Cohort, EventQueue, Job } from "../../src/index.ts"
 import { MemoryHub } from "../../src/layers/memory/index.ts"
-import { eventually } from "../../src/testing/contracts/Backend.ts"
 import { suite } from "../../src/testing/contracts/queue.ts"
+import { eventually } from "../../src/testing/contracts/support.ts"
 import { memory } from "./memory.ts"
 
 suite(memory, { propertyRuns: 200 })

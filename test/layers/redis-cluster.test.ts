@@ -3,13 +3,11 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { Cohort, Instance } from "../../src/index.ts"
-import { layerStores, RedisConnection } from "../../src/layers/redis/index.ts"
+import { RedisConnection } from "../../src/layers/redis/index.ts"
 import { suite as cache } from "../../src/testing/contracts/cache.ts"
 import { suite as lock } from "../../src/testing/contracts/lock.ts"
 import { suite as pubsub } from "../../src/testing/contracts/pubsub.ts"
@@ -18,12 +16,7 @@ import { suite as sync } from "../../src/testing/contracts/sync.ts"
 import * as RedisCluster from "../servers/RedisCluster.ts"
 import { cluster, redisWith } from "./redis.ts"
 
-const backend = redisWith(
-  "a Redis Cluster",
-  (options) => Cohort.layer.pipe(Layer.provide(layerStores), Layer.provideMerge(Instance.layer(options))),
-  {},
-  cluster
-)
+const backend = redisWith("a Redis Cluster", {}, cluster)
 
 cache(backend)
 pubsub(backend)

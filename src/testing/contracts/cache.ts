@@ -9,8 +9,8 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import { Cache, Lock, Metrics } from "../../index.ts"
-import { type Backend, describeOn, eventually, type TestInstance } from "./Backend.ts"
-import { counting, type LogEntry, support } from "./support.ts"
+import type { Backend, TestInstance } from "./Backend.ts"
+import { counting, describeOn, eventually, type LogEntry, support } from "./support.ts"
 
 const numbers = (instance: TestInstance, options?: Cache.Options) =>
   instance.run(Cache.make("numbers", Schema.Number, options))
@@ -1245,7 +1245,7 @@ export const suite = (backend: Backend): void => {
             }
           })
         ),
-      { timeout: 120_000, arbitrary: { runs: 100, size: 40, concurrency: backend.concurrent === true ? 5 : 1 } }
+      { timeout: 120_000, arbitrary: { runs: 100, size: 40, concurrency: backend.virtual ? 1 : 5 } }
     )
   })
 }

@@ -10,8 +10,8 @@ import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import { Lock } from "../../index.ts"
-import { type Backend, describeOn, eventually, type TestBackend, type TestInstance } from "./Backend.ts"
-import { support } from "./support.ts"
+import type { Backend, TestBackend, TestInstance } from "./Backend.ts"
+import { describeOn, eventually, support } from "./support.ts"
 
 /** A lease in a scope of its own. */
 interface Holding {
@@ -117,7 +117,7 @@ const badTtls: ReadonlyArray<readonly [string, Duration.Input]> = [
   ["text", "soon" as "1 second"]
 ]
 
-export const suite = (backend: Backend, options: { readonly propertyRuns?: number } = {}): void => {
+export const suite = (backend: Backend, options: { readonly propertyRuns?: number | undefined } = {}): void => {
   const { scenario, test, waitFor, within } = support(backend)
   /** Lets what was just started reach the backend. */
   const settle = backend.advance("30 millis")

@@ -14,8 +14,8 @@ import * as SchemaGetter from "effect/SchemaGetter"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Metrics, PubSub, Topic } from "../../index.ts"
-import { type Backend, describeOn, type TestInstance } from "./Backend.ts"
-import { counting, support } from "./support.ts"
+import type { Backend, TestInstance } from "./Backend.ts"
+import { counting, describeOn, support } from "./support.ts"
 
 const Notes = Topic.make("notes", Schema.String)
 
@@ -58,6 +58,7 @@ const decodedBy = (decode: (text: string) => Effect.Effect<string>) =>
   )
 
 export const suite = (backend: Backend): void => {
+  if (backend.virtual) timing(backend)
   const { scenario, test, waitFor, within } = support(backend)
   let markers = 0
 
@@ -1208,7 +1209,7 @@ export const suite = (backend: Backend): void => {
  * Laws about moments in time, for backends that `advance` virtual time: on a
  * server the network's jitter decides which side of a window a message falls on.
  */
-export const timing = (backend: Backend): void => {
+const timing = (backend: Backend): void => {
   const { scenario } = support(backend)
 
   describeOn(backend, "PubSub in time", () => {

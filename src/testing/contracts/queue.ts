@@ -11,14 +11,14 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as SchemaTransformation from "effect/SchemaTransformation"
 import * as Scope from "effect/Scope"
 import { type Cohort, EventQueue, Job } from "../../index.ts"
-import { type Backend, describeOn, eventually, type TestInstance } from "./Backend.ts"
+import type { Backend, TestInstance } from "./Backend.ts"
+import { describeOn, eventually } from "./support.ts"
 
 const Numbered = Schema.Struct({ n: Schema.Number })
 type Numbered = typeof Numbered.Type
@@ -114,11 +114,11 @@ const assertInvalid = (
   assert.include(error!.message, field)
 }
 
-export const suite = (backend: Backend, options: { readonly propertyRuns?: number } = {}) => {
+export const suite = (backend: Backend, options: { readonly propertyRuns?: number | undefined } = {}) => {
   const { advance } = backend
   const { attemptsOutliveCuts, deduplicates } = backend.features
   const within = <A, E>(body: Effect.Effect<A, E, Scope.Scope>) =>
-    Effect.scoped(body).pipe(Effect.provide(backend.layer ?? Layer.empty))
+    Effect.scoped(body).pipe(Effect.provide(backend.layer))
 
   const test = <A, E>(name: string, body: () => Effect.Effect<A, E, Scope.Scope>) =>
     it.effect(name, () => within(body()), 60_000)

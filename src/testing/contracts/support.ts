@@ -1,18 +1,39 @@
-/** What the broadcast suites share: a test with its cluster and its logs, waiting, and bounds. */
-import { it } from "@effect/vitest"
+/** What the suites share: a test with its cluster and its logs, waiting, and bounds. */
+import { describe, it } from "@effect/vitest"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Metric from "effect/Metric"
 import type * as Scope from "effect/Scope"
-import { type Backend, eventually, type TestBackend } from "./Backend.ts"
+import type { Backend, TestBackend } from "./Backend.ts"
 
 export interface LogEntry {
   readonly level: string
   readonly message: unknown
   readonly annotations: Record<string, unknown>
 }
+
+/** The tests of a suite on a backend. */
+export const describeOn = (backend: Backend, name: string, tests: () => void): void => {
+  describe(`${name} on ${backend.name}`, { concurrent: !backend.virtual }, tests)
+}
+
+/** Waits until a condition holds, letting time pass in small steps; fails after them. */
+export const eventually = (
+  backend: Backend,
+  condition: Effect.Effect<boolean, any>,
+  what: string,
+  options: { readonly steps?: number; readonly step?: Duration.Input } = {}
+): Effect.Effect<void> =>
+  Effect.gen(function* () {
+    for (let i = 0; i < (options.steps ?? 300); i++) {
+      if (yield* Effect.orDie(condition)) return
+      yield* backend.advance(options.step ?? "50 millis")
+    }
+    return yield* Effect.die(new Error(`never happened: ${what}`))
+  })
 
 export const support = (backend: Backend) => {
   /** Runs a test body on a fresh backend; `logs` holds what the library logs meanwhile. */
@@ -23,7 +44,7 @@ export const support = (backend: Backend) => {
       const logs: Array<LogEntry> = []
       const logger = Logger.map(Logger.formatStructured, (entry) => void logs.push(entry))
       return Effect.flatMap(backend.make, (cluster) => body(cluster, logs)).pipe(
-        Effect.provide(Layer.merge(Logger.layer([logger]), backend.layer ?? Layer.empty))
+        Effect.provide(Layer.merge(Logger.layer([logger]), backend.layer))
       )
     })
 

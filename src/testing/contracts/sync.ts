@@ -9,8 +9,8 @@ import * as Schema from "effect/Schema"
 import * as SchemaGetter from "effect/SchemaGetter"
 import * as Scope from "effect/Scope"
 import { Metrics, PubSub, SyncMessage, Topic } from "../../index.ts"
-import { type Backend, describeOn, type TestInstance } from "./Backend.ts"
-import { counting, support } from "./support.ts"
+import type { Backend, TestInstance } from "./Backend.ts"
+import { counting, describeOn, support } from "./support.ts"
 
 const Changes = SyncMessage.make("changes", Schema.String)
 /** The same without debounce, for tests that count messages. */
