@@ -20,7 +20,8 @@ import {
   UnservedQueues,
   WorkerId
 } from "../../src/index.ts"
-import { type Backend, describeOn, eventually, type TestInstance } from "../../src/testing/contracts/Backend.ts"
+import type { Backend, TestInstance } from "../../src/testing/contracts/Backend.ts"
+import { describeOn, eventually } from "../../src/testing/contracts/support.ts"
 
 const interval = "200 millis"
 const ttl = "2 seconds"
@@ -65,7 +66,7 @@ export const suite = (backend: Backend): void => {
     )
 
   const test = (name: string, body: Effect.Effect<void, any, Scope.Scope>) =>
-    it.effect(name, () => (backend.layer === undefined ? body : Effect.provide(body, backend.layer)), 60_000)
+    it.effect(name, () => Effect.provide(body, backend.layer), 60_000)
 
   describeOn(backend, "Instances", () => {
     test(
