@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 
 /**
@@ -18,3 +19,13 @@ export class StoreError extends Schema.TaggedError<StoreError>("cohort/plugins/S
     return `the ${this.store} store failed`
   }
 }
+
+/**
+ * Makes every failure of an effect a {@link StoreError} of the store.
+ *
+ * @since 0.2.0
+ */
+export const failing =
+  (store: string) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, StoreError, R> =>
+    Effect.mapError(effect, (cause) => new StoreError({ store, cause }))

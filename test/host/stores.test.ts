@@ -1,34 +1,59 @@
-/** The plugins' stores: what holds in the memory of one process holds on Redis, for several. */
-import { assert, describe, it } from "@effect/vitest"
+/** The plugins' stores: what holds in the memory of one process holds on Redis and PostgreSQL, for several. */
+import { PgClient } from "@effect/sql-pg"
+import { afterAll, assert, beforeAll, describe, it } from "@effect/vitest"
 import * as Context from "effect/Context"
 import * as DateTime from "effect/DateTime"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
-import type * as Scope from "effect/Scope"
+import * as Redacted from "effect/Redacted"
+import * as Schedule from "effect/Schedule"
+import * as Scope from "effect/Scope"
+import { SqlClient } from "effect/sql"
 import { storesMemory } from "../../src/host/Host.ts"
 import { layerStores } from "../../src/host/redis/index.ts"
 import { Instance } from "../../src/index.ts"
 import { RedisConnection } from "../../src/layers/redis/index.ts"
-import { type Task, TaskStore } from "../../src/plugins/async-task-manager/index.ts"
-import { AuthStore } from "../../src/plugins/auth/index.ts"
-import { CollectionStore } from "../../src/plugins/data-source-main/index.ts"
+import { type Task, TaskStore, TaskStoreSql } from "../../src/plugins/async-task-manager/index.ts"
+import { AuthStore, AuthStoreSql } from "../../src/plugins/auth/index.ts"
+import { CollectionStore, CollectionStoreSql } from "../../src/plugins/data-source-main/index.ts"
+import * as StoreError from "../../src/plugins/StoreError.ts"
+import * as PostgresServer from "../servers/PostgresServer.ts"
 import * as RedisServer from "../servers/RedisServer.ts"
 
 type Stores = AuthStore.AuthStore | TaskStore.TaskStore | CollectionStore.CollectionStore
 type Shared = Context.Context<Stores>
 
 let apps = 0
+const newApp = () => `stores-${process.pid}-${apps++}`
+
+const layerSql = Layer.mergeAll(TaskStoreSql.layer, AuthStoreSql.layer, CollectionStoreSql.layer)
+const client = (url: string) => PgClient.layer({ url: Redacted.make(url) })
+/** One database for all tests here: each has an app of its own. */
+let database: string
+const scope = Effect.runSync(Scope.make())
+beforeAll(async () => {
+  database = await Effect.runPromise(Scope.provide(PostgresServer.database, scope))
+})
+afterAll(() => Effect.runPromise(Scope.close(scope, Exit.void)))
+
 /** Two instances of a new app. */
 const backends: Record<string, Effect.Effect<readonly [Shared, Shared], unknown, Scope.Scope>> = {
   memory: Effect.map(Layer.build(storesMemory), (stores) => [stores, stores] as const),
   redis: Effect.gen(function* () {
     const url = yield* RedisServer.sharedUrl
-    const app = `stores-${process.pid}-${apps++}`
+    const app = newApp()
     const build = Layer.build(
       Layer.fresh(layerStores.pipe(Layer.provide([RedisConnection.layer({ url }), Instance.layer({ app })])))
     )
     return [yield* build, yield* build] as const
+  }),
+  sql: Effect.gen(function* () {
+    const app = newApp()
+    const build = Layer.build(Layer.fresh(layerSql.pipe(Layer.provide([client(database), Instance.layer({ app })]))))
+    // Beside each other, as instances start: of the first two, one creates the tables.
+    return yield* Effect.all([build, build], { concurrency: 2 })
   })
 }
 
@@ -175,6 +200,32 @@ for (const [name, backend] of Object.entries(backends)) {
       })
     )
 
+    it.live("names are any text, and of rows with one id in a batch the last counts", () =>
+      Effect.gen(function* () {
+        const [a, b] = yield* both(CollectionStore.CollectionStore)
+        yield* a.create({ name: "one", fields: [text] })
+        yield* a.putRows("one", [
+          { id: "\u0000", row: { text: "nul \u0000" } },
+          { id: "\ud800", row: { text: "1" } },
+          { id: "\\ud800", row: { text: "2" } },
+          { id: "\ud800", row: { text: "half \ud800" } }
+        ])
+        assert.deepStrictEqual(yield* b.rows("one", { offset: 0, limit: 10 }), [
+          { text: "nul \u0000" },
+          { text: "half \ud800" },
+          { text: "2" }
+        ])
+        assert.deepStrictEqual(yield* b.get("\u0000"), Option.none())
+        const [tasks] = yield* both(TaskStore.TaskStore)
+        yield* tasks.insert(task("\u0000", { error: "nul \u0000", instance: '"\\' }))
+        assert.deepStrictEqual(
+          yield* tasks.get("\u0000"),
+          Option.some(task("\u0000", { error: "nul \u0000", instance: '"\\' }))
+        )
+        assert.deepStrictEqual(yield* tasks.get("\ud800"), Option.none())
+      })
+    )
+
     it.live("collections: no field is lost when several are added at the same time", () =>
       Effect.gen(function* () {
         const [a, b] = yield* both(CollectionStore.CollectionStore)
@@ -192,3 +243,118 @@ for (const [name, backend] of Object.entries(backends)) {
     )
   })
 }
+
+describe("sql", () => {
+  const build = (app: string, url = database) =>
+    Layer.build(Layer.fresh(layerSql.pipe(Layer.provideMerge(client(url)), Layer.provide(Instance.layer({ app })))))
+
+  it.live("instances that start together bring a new database up to date, each thing once", () =>
+    Effect.gen(function* () {
+      const url = yield* PostgresServer.database
+      const all = yield* Effect.all(
+        Array.from({ length: 6 }, () => build("start", url)),
+        { concurrency: "unbounded" }
+      )
+      yield* Effect.forEach(all, (stores, i) => Context.get(stores, TaskStore.TaskStore).insert(task(`${i}`)))
+      assert.lengthOf(yield* Context.get(all[0]!, TaskStore.TaskStore).list(), 6)
+      const sql = Context.get(all[0]!, SqlClient.SqlClient)
+      for (const table of ["tasks", "auth", "collections"]) {
+        assert.lengthOf(yield* sql`SELECT * FROM ${sql(`cohort_${table}_migrations`)}`, 1)
+      }
+      // Again, on what is up to date.
+      yield* build("start", url)
+    })
+  )
+
+  it.live("two apps in one database do not see each other", () =>
+    Effect.gen(function* () {
+      const [a, b] = [yield* build(newApp()), yield* build(newApp())]
+      yield* Context.get(a, TaskStore.TaskStore).insert(task("1"))
+      yield* Context.get(b, TaskStore.TaskStore).insert(task("1", { status: "failed", endedAt: at(1) }))
+      yield* Context.get(b, TaskStore.TaskStore).removeEndedBefore(at(2))
+      assert.lengthOf(yield* Context.get(a, TaskStore.TaskStore).list(), 1)
+      assert.lengthOf(yield* Context.get(b, TaskStore.TaskStore).list(), 0)
+
+      const [as, bs] = [
+        Context.get(a, CollectionStore.CollectionStore),
+        Context.get(b, CollectionStore.CollectionStore)
+      ]
+      yield* as.create({ name: "one", fields: [text, count] })
+      assert.isTrue(yield* bs.create({ name: "one", fields: [text] }))
+      yield* as.putRows("one", [{ id: "x", row: { text: "1" } }])
+      yield* as.removeField("one", "text")
+      assert.deepStrictEqual(yield* bs.list, [{ name: "one", fields: [text] }])
+      assert.strictEqual(yield* bs.countRows("one"), 0)
+
+      yield* Context.get(a, AuthStore.AuthStore).setPolicy({ tokenSeconds: 1, maxSessions: 1 })
+      yield* Context.get(a, AuthStore.AuthStore).revoke("one", at(1))
+      assert.deepStrictEqual(yield* Context.get(b, AuthStore.AuthStore).policy, AuthStore.defaultPolicy)
+      assert.isFalse(yield* Context.get(b, AuthStore.AuthStore).isRevoked("one"))
+    })
+  )
+
+  it.live("writers of the same rows in opposite orders both get through", () =>
+    Effect.gen(function* () {
+      const app = newApp()
+      const [a, b] = [yield* build(app), yield* build(app)].map((stores) =>
+        Context.get(stores, CollectionStore.CollectionStore)
+      ) as [CollectionStore.CollectionStore["Service"], CollectionStore.CollectionStore["Service"]]
+      yield* a.create({ name: "one", fields: [text] })
+      const rows = Array.from({ length: 2_000 }, (_, i) => ({ id: `${i}`, row: { text: `${i}` } }))
+      yield* a.putRows("one", rows)
+      for (let i = 0; i < 2; i++) {
+        yield* Effect.all([a.putRows("one", rows), b.putRows("one", rows.toReversed())], { concurrency: 2 })
+      }
+      assert.strictEqual(yield* a.countRows("one"), 2_000)
+      assert.deepStrictEqual(yield* b.rows("one", { offset: 1_999, limit: 10 }), [{ text: "1999" }])
+    })
+  )
+
+  it.live("what a transaction stores is stored when it commits, or not at all", () =>
+    Effect.gen(function* () {
+      const stores = yield* build(newApp())
+      const [tasks, collections] = [
+        Context.get(stores, TaskStore.TaskStore),
+        Context.get(stores, CollectionStore.CollectionStore)
+      ]
+      const sql = Context.get(stores, SqlClient.SqlClient)
+      const both = Effect.gen(function* () {
+        yield* tasks.transaction(tasks.insert(task("1")))
+        yield* collections.transaction(collections.create({ name: "one", fields: [text] }))
+      })
+      const refused = yield* Effect.flip(collections.transaction(Effect.andThen(both, Effect.fail("refused"))))
+      assert.strictEqual(refused, "refused")
+      assert.deepStrictEqual(yield* tasks.get("1"), Option.none())
+      assert.deepStrictEqual(yield* collections.list, [])
+      yield* sql.withTransaction(both)
+      assert.isTrue(Option.isSome(yield* tasks.get("1")))
+      assert.lengthOf(yield* collections.list, 1)
+    })
+  )
+
+  it.live(
+    "a database that is away, or silent, is a failure that names the store, within a bound",
+    () =>
+      Effect.gen(function* () {
+        const server = yield* PostgresServer.make()
+        const stores = yield* build(newApp(), server.url)
+        const tasks = Context.get(stores, TaskStore.TaskStore)
+        yield* tasks.insert(task("1"))
+        yield* server.freeze
+        assert.strictEqual((yield* Effect.flip(tasks.list())).store, "task")
+        yield* server.thaw
+        yield* server.kill
+        const collections = Context.get(stores, CollectionStore.CollectionStore)
+        assert.strictEqual((yield* Effect.flip(collections.list)).store, "collection")
+        const gone = yield* Effect.flip(collections.transaction(tasks.insert(task("2"))))
+        assert.instanceOf(gone, StoreError.StoreError)
+        yield* server.start
+        yield* Effect.retry(tasks.insert(task("3")), { times: 50, schedule: Schedule.spaced("100 millis") })
+        assert.deepStrictEqual(
+          (yield* tasks.list()).map(({ id }) => id),
+          ["3", "1"]
+        )
+      }),
+    60_000
+  )
+})

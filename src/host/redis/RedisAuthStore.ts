@@ -9,7 +9,8 @@ import { RedisConnection } from "../../layers/redis/RedisConnection.ts"
 import { encodeKey } from "../../layers/redis/wire.ts"
 import { AuthStore } from "../../plugins/auth/index.ts"
 import { Instance } from "../../services/Instance.ts"
-import { failing, prefix } from "./support.ts"
+import { failing } from "../../plugins/StoreError.ts"
+import { prefix } from "./support.ts"
 
 const Policy = Schema.fromJsonString(AuthStore.TokenPolicy)
 const decode = Schema.decodeUnknownEffect(Policy)

@@ -11,13 +11,15 @@
  * that still is the current one; otherwise it is made again for the one that is.
  */
 import * as Effect from "effect/Effect"
+import { identity } from "effect/Function"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import { RedisConnection } from "../../layers/redis/RedisConnection.ts"
 import * as RedisScript from "../../layers/redis/RedisScript.ts"
 import { Collection, CollectionStore } from "../../plugins/data-source-main/index.ts"
 import { Instance } from "../../services/Instance.ts"
-import { failing, prefix } from "./support.ts"
+import { failing } from "../../plugins/StoreError.ts"
+import { prefix } from "./support.ts"
 
 const Definition = Schema.Struct({
   name: Schema.String,
@@ -102,6 +104,7 @@ export const layer: Layer.Layer<CollectionStore.CollectionStore, never, RedisCon
       }).pipe(store)
 
     return CollectionStore.CollectionStore.of({
+      transaction: identity,
       list: redis.send<ReadonlyArray<string>>("hvals", [base], { retry: true }).pipe(
         Effect.flatMap((texts) => Effect.forEach(texts, collectionOf)),
         Effect.map((collections) => [...collections].sort((a, b) => (a.name < b.name ? -1 : 1))),

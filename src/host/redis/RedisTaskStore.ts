@@ -6,6 +6,7 @@
  * decided on; otherwise it is decided again.
  */
 import * as Effect from "effect/Effect"
+import { identity } from "effect/Function"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
@@ -13,7 +14,8 @@ import { RedisConnection } from "../../layers/redis/RedisConnection.ts"
 import * as RedisScript from "../../layers/redis/RedisScript.ts"
 import { Task, TaskStore } from "../../plugins/async-task-manager/index.ts"
 import { Instance } from "../../services/Instance.ts"
-import { failing, prefix } from "./support.ts"
+import { failing } from "../../plugins/StoreError.ts"
+import { prefix } from "./support.ts"
 
 const Stored = Schema.fromJsonString(Schema.toCodecJson(Task.Task))
 const decode = Schema.decodeUnknownEffect(Stored)
@@ -94,6 +96,7 @@ export const layer: Layer.Layer<TaskStore.TaskStore, never, RedisConnection | In
       }).pipe(store)
 
     return TaskStore.TaskStore.of({
+      transaction: identity,
       insert: (task) =>
         Effect.flatMap(encode(task), (text) =>
           redis.run<void>(

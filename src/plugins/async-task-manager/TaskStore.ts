@@ -6,6 +6,7 @@
 import * as Context from "effect/Context"
 import type * as DateTime from "effect/DateTime"
 import * as Effect from "effect/Effect"
+import { identity } from "effect/Function"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import type { StoreError } from "../StoreError.ts"
@@ -19,6 +20,11 @@ import { isEnded, type Task, type TaskStatus } from "./Task.ts"
 export class TaskStore extends Context.Service<
   TaskStore,
   {
+    /**
+     * Runs changes as one where the store has transactions (SQL): all are kept, or none. Others run them one by one.
+     * Inside a transaction of the caller's, they are kept when that is.
+     */
+    readonly transaction: <A, E, R>(changes: Effect.Effect<A, E, R>) => Effect.Effect<A, E | StoreError, R>
     readonly insert: (task: Task) => Effect.Effect<void, StoreError>
     readonly get: (id: string) => Effect.Effect<Option.Option<Task>, StoreError>
     /** Newest first. */
@@ -50,6 +56,7 @@ export class TaskStore extends Context.Service<
 export const layerMemory: Layer.Layer<TaskStore> = Layer.sync(TaskStore, () => {
   const tasks = new Map<string, Task>()
   return TaskStore.of({
+    transaction: identity,
     insert: (task) =>
       Effect.sync(() => {
         tasks.set(task.id, task)

@@ -5,4 +5,5 @@
  */
 export * as Task from "./Task.ts"
 export * as TaskStore from "./TaskStore.ts"
+export * as TaskStoreSql from "./TaskStoreSql.ts"
 export * as Tasks from "./Tasks.ts"

@@ -5,3 +5,4 @@
  */
 export * as Auth from "./Auth.ts"
 export * as AuthStore from "./AuthStore.ts"
+export * as AuthStoreSql from "./AuthStoreSql.ts"

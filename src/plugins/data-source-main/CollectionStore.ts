@@ -5,6 +5,7 @@
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import { identity } from "effect/Function"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import type { StoreError } from "../StoreError.ts"
@@ -19,6 +20,11 @@ import type { Collection, Field, Row } from "./Collection.ts"
 export class CollectionStore extends Context.Service<
   CollectionStore,
   {
+    /**
+     * Runs changes as one where the store has transactions (SQL): all are kept, or none. Others run them one by one.
+     * Inside a transaction of the caller's, they are kept when that is.
+     */
+    readonly transaction: <A, E, R>(changes: Effect.Effect<A, E, R>) => Effect.Effect<A, E | StoreError, R>
     readonly list: Effect.Effect<ReadonlyArray<Collection>, StoreError>
     readonly get: (name: string) => Effect.Effect<Option.Option<Collection>, StoreError>
     /** `false` when there is one of that name. */
@@ -55,6 +61,7 @@ export const layerMemory: Layer.Layer<CollectionStore> = Layer.sync(CollectionSt
   }
 
   return CollectionStore.of({
+    transaction: identity,
     list: Effect.sync(() => Array.from(collections.values(), ({ collection }) => collection)),
     get: (name) => Effect.sync(() => Option.fromUndefinedOr(collections.get(name)?.collection)),
     create: (collection) =>

@@ -5,6 +5,7 @@
  */
 export * as Collection from "./Collection.ts"
 export * as CollectionStore from "./CollectionStore.ts"
+export * as CollectionStoreSql from "./CollectionStoreSql.ts"
 export * as Collections from "./Collections.ts"
 export * as CsvFiles from "./CsvFiles.ts"
 export * as ImportCsv from "./ImportCsv.ts"
