@@ -34,6 +34,7 @@ describe("the documents' snippets", () => {
           paths: {
             cohort: [path.join(source, "index.ts")],
             "cohort/layers/memory": [path.join(source, "layers", "memory", "index.ts")],
+            "cohort/testing": [path.join(source, "testing", "index.ts")],
             "cohort/*": [path.join(source, "*")]
           }
         },

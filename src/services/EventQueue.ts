@@ -52,6 +52,7 @@ import { traced } from "./internal/telemetry.ts"
 import * as Validate from "./internal/validate.ts"
 import type { Job } from "./Job.ts"
 import { InvalidInput, Unavailable } from "./Reason.ts"
+import * as Uuid from "./Uuid.ts"
 
 /**
  * What can go wrong with a queue. `reason` tells which: `InvalidInput` or `Unavailable`.
@@ -295,6 +296,7 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
     /** Every channel that was used, with the gates of its subscriptions. */
     const uses = new Map<string, Set<QueueWorker.Gate>>()
     const useOf = (channel: string) => getOrMake(uses, channel, () => new Set())
+    const uuid = yield* Uuid.Generator
 
     const address = (job: { readonly channel: string }) => Validate.address(app, "queue", job.channel)
 
@@ -344,8 +346,7 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
             Validate.invalidOf(maxRetries)
           if (invalid !== undefined) return fail(invalid)
           useOf(job.channel)
-          // Ten times as fast as `SecureRandom.uuidV4Unsafe`: it draws its random numbers in bulk.
-          const id = options?.id ?? globalThis.crypto.randomUUID()
+          const id = options?.id ?? uuid()
           return Effect.flatMap(Effect.mapError(job.wire.encode("payload", payload), wrapError), (payload) =>
             Effect.map(
               operation(

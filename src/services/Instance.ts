@@ -4,11 +4,11 @@
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
-import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Validate from "./internal/validate.ts"
 import type { InvalidInput } from "./Reason.ts"
+import * as Uuid from "./Uuid.ts"
 import { parse, type WorkerMode } from "./internal/workerMode.ts"
 
 /**
@@ -52,9 +52,9 @@ export interface Options {
  * @since 0.1.0
  */
 export const make = (options: Options = {}): Effect.Effect<Instance["Service"], InvalidInput> =>
-  Effect.suspend(() => {
+  Effect.flatMap(Uuid.Generator, (uuid) => {
     const app = options.app ?? "app"
-    const id = options.id ?? SecureRandom.uuidV4Unsafe()
+    const id = options.id ?? uuid()
     const version = options.version ?? "0"
     const invalid = Validate.name("app", app) ?? Validate.name("id", id) ?? Validate.name("version", version)
     if (invalid !== undefined) return Effect.fail(invalid)

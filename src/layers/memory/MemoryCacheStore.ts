@@ -31,7 +31,7 @@ export const make: Effect.Effect<CacheStore["Service"], never, MemoryHub | Insta
   const hub = yield* MemoryHub
   const link = hub.link((yield* Instance).id)
   const { now } = hub.timers
-  const spaces = hub.part("cache", () => new Map<string, Space>())
+  const spaces = spacesOf(hub)
 
   const spaceOf = (name: string): Space =>
     getOrMake(spaces, name, () => ({ entries: new ExpiringMap(now), reservations: new Map() }))
@@ -95,6 +95,8 @@ export const make: Effect.Effect<CacheStore["Service"], never, MemoryHub | Insta
   })
 })
 
+const spacesOf = (hub: MemoryHub["Service"]): Map<string, Space> => hub.part("cache", () => new Map<string, Space>())
+
 const answer = <A>(value: A): Exit.Success<A> => Exit.succeed(value) as Exit.Success<A>
 const miss = answer(undefined)
 
@@ -104,6 +106,31 @@ const use = (space: Space, key: string, reservation: object): boolean => {
   if (taken.size === 0) space.reservations.delete(key)
   return true
 }
+
+/**
+ * A cache entry as the hub has it.
+ *
+ * @since 0.2.0
+ */
+export interface EntryState {
+  /** What one named cache of one app is called by. */
+  readonly space: string
+  readonly key: string
+  /** Encoded. */
+  readonly value: unknown
+  /** Milliseconds; `Infinity` without a ttl. */
+  readonly expiresIn: number
+}
+
+/**
+ * The live cache entries on a hub, for tests to look at.
+ *
+ * @since 0.2.0
+ */
+export const inspect = (hub: MemoryHub["Service"]): ReadonlyArray<EntryState> =>
+  [...spacesOf(hub)].flatMap(([space, { entries }]) =>
+    entries.remaining().map(([key, expiresIn]) => ({ space, key, value: entries.get(key)!.value.tree, expiresIn }))
+  )
 
 /**
  * Provides `CacheStore`.

@@ -11,256 +11,18 @@
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as MutableList from "effect/MutableList"
 import * as Option from "effect/Option"
 import * as KeyValueStore from "effect/persistence/KeyValueStore"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
-import {
-  type DeadJob,
-  DeathReason,
-  type Delivery,
-  type Depth,
-  EventQueueStore,
-  type NewJob,
-  type Settlement,
-  type Worker
-} from "../../services/EventQueueStore.ts"
+import { DeathReason, EventQueueStore, type NewJob, type Worker } from "../../services/EventQueueStore.ts"
 import { Instance } from "../../services/Instance.ts"
-import { ExpiringMap } from "../../services/internal/ExpiringMap.ts"
 import { getOrMake } from "../../services/internal/getOrMake.ts"
-import type { Timer, Timers } from "../../services/internal/Timers.ts"
 import * as Validate from "../../services/internal/validate.ts"
 import { Payload } from "../../services/Payload.ts"
 import { Unavailable } from "../../services/Reason.ts"
 import { MemoryHub } from "./MemoryHub.ts"
-
-interface Stored {
-  readonly job: NewJob
-  readonly publishedAt: number
-  attempts: number
-  firstError: string | undefined
-  lastError: string | undefined
-  /** Changes with every attempt; 0 while nobody has the job. */
-  token: number
-  /** When the lease runs out, or when the delay has passed. */
-  due: number
-  delay: Timer | undefined
-}
-
-const fresh = (job: NewJob, publishedAt: number): Stored => ({
-  job,
-  publishedAt,
-  attempts: 0,
-  firstError: undefined,
-  lastError: undefined,
-  token: 0,
-  due: 0,
-  delay: undefined
-})
-
-/** A dead letter, and what it is redriven as. */
-interface Buried {
-  readonly letter: DeadJob
-  readonly job: NewJob
-}
-
-/** One channel: every job is in `jobs`, and in one of ready, delayed (it has a timer) and in flight. */
-class Channel {
-  readonly jobs = new Map<string, Stored>()
-  readonly ready = MutableList.make<Stored>()
-  readonly inFlight = new Set<Stored>()
-  readonly dead = new Map<string, Buried>()
-  readonly endedIds: ExpiringMap<true>
-  readonly waiting = new Set<() => void>()
-  private readonly timers: Timers
-  private readonly wallMillis: () => number
-  private leaseCheck: Timer | undefined
-  private lastToken = 0
-
-  constructor(timers: Timers, wallMillis: () => number) {
-    this.timers = timers
-    this.wallMillis = wallMillis
-    this.endedIds = new ExpiringMap(timers.now)
-  }
-
-  publish(job: NewJob): boolean {
-    if (this.jobs.has(job.id) || this.endedIds.get(job.id)) return false
-    this.add(fresh(job, this.wallMillis()), job.delay)
-    return true
-  }
-
-  add(stored: Stored, delay: number): void {
-    this.jobs.set(stored.job.id, stored)
-    this.offer(stored, delay)
-  }
-
-  /** Makes a job ready after a delay. */
-  private offer(stored: Stored, delay: number): void {
-    stored.token = 0
-    if (delay <= 0) {
-      MutableList.append(this.ready, stored)
-      this.wake()
-      return
-    }
-    stored.due = this.timers.now() + delay
-    stored.delay = this.timers.at(stored.due, () => {
-      stored.delay = undefined
-      MutableList.append(this.ready, stored)
-      this.wake()
-    })
-  }
-
-  private offerFirst(stored: Stored): void {
-    stored.token = 0
-    MutableList.prepend(this.ready, stored)
-    this.wake()
-  }
-
-  private wake(): void {
-    if (this.waiting.size === 0) return
-    const waiting = [...this.waiting]
-    this.waiting.clear()
-    for (const wake of waiting) wake()
-  }
-
-  take(max: number, lease: number): ReadonlyArray<Delivery> {
-    const deliveries: Array<Delivery> = []
-    const due = this.timers.now() + lease
-    while (deliveries.length < max && this.ready.length > 0) {
-      const stored = MutableList.take(this.ready) as Stored
-      stored.attempts++
-      stored.token = ++this.lastToken
-      stored.due = due
-      this.inFlight.add(stored)
-      deliveries.push({
-        id: stored.job.id,
-        payload: stored.job.payload,
-        attempt: stored.attempts,
-        timeout: stored.job.timeout,
-        maxRetries: stored.job.maxRetries,
-        lastError: stored.lastError,
-        token: stored.token
-      })
-    }
-    if (deliveries.length > 0) this.watchLeases(due)
-    return deliveries
-  }
-
-  /** The job, if this delivery still has it. */
-  private heldBy(delivery: Delivery): Stored | undefined {
-    const stored = this.jobs.get(delivery.id)
-    return stored !== undefined && stored.token === delivery.token ? stored : undefined
-  }
-
-  renew(delivery: Delivery, lease: number): boolean {
-    const stored = this.heldBy(delivery)
-    if (stored === undefined) return false
-    stored.due = this.timers.now() + lease
-    return true
-  }
-
-  settle({ delivery, outcome }: Settlement): boolean {
-    const stored = this.heldBy(delivery)
-    if (stored === undefined) return false
-    this.inFlight.delete(stored)
-    switch (outcome._tag) {
-      case "ack":
-        this.end(stored)
-        break
-      case "retry":
-        this.noteError(stored, outcome.error)
-        this.offer(stored, outcome.delay)
-        break
-      case "release":
-        stored.attempts--
-        if (outcome.delay > 0) this.offer(stored, outcome.delay)
-        else this.offerFirst(stored)
-        break
-      case "bury":
-        this.noteError(stored, outcome.error)
-        this.end(stored)
-        this.bury(stored, outcome.reason)
-    }
-    return true
-  }
-
-  private noteError(stored: Stored, error: string): void {
-    stored.firstError ??= error
-    stored.lastError = error
-  }
-
-  private end(stored: Stored): void {
-    const { id, keepId } = stored.job
-    this.jobs.delete(id)
-    if (keepId > 0) this.endedIds.set(id, true, keepId)
-  }
-
-  private bury(stored: Stored, reason: DeathReason): void {
-    const { id, maxRetries, payload } = stored.job
-    this.dead.delete(id)
-    this.dead.set(id, {
-      job: stored.job,
-      letter: {
-        id,
-        payload,
-        // A worker that was lost on the last attempt is noticed by taking the job once more.
-        attempts: Math.min(stored.attempts, maxRetries + 1),
-        reason,
-        firstError: stored.firstError ?? "",
-        lastError: stored.lastError ?? "",
-        publishedAt: stored.publishedAt,
-        diedAt: this.wallMillis()
-      }
-    })
-  }
-
-  private watchLeases(due: number): void {
-    if (this.leaseCheck !== undefined) {
-      if (this.leaseCheck.pending && this.leaseCheck.due <= due) return
-      this.timers.cancel(this.leaseCheck)
-    }
-    this.leaseCheck = this.timers.at(due, () => {
-      const now = this.timers.now()
-      let next = Number.POSITIVE_INFINITY
-      for (const stored of [...this.inFlight]) {
-        if (stored.due > now) next = Math.min(next, stored.due)
-        else {
-          this.inFlight.delete(stored)
-          this.offerFirst(stored)
-        }
-      }
-      if (next < Number.POSITIVE_INFINITY) this.watchLeases(next)
-    })
-  }
-
-  /** Milliseconds until a delayed job is ready. */
-  untilDue(stored: Stored): number {
-    return stored.due - this.timers.now()
-  }
-
-  depth(): Depth {
-    const ready = this.ready.length
-    const inFlight = this.inFlight.size
-    return { ready, inFlight, delayed: this.jobs.size - ready - inFlight, dead: this.dead.size }
-  }
-
-  redrive(ids: ReadonlyArray<string> | "all"): number {
-    let redriven = 0
-    for (const id of ids === "all" ? [...this.dead.keys()] : ids) {
-      const buried = this.dead.get(id)
-      if (buried === undefined || this.jobs.has(id)) continue
-      this.dead.delete(id)
-      this.add(fresh(buried.job, buried.letter.publishedAt), 0)
-      redriven++
-    }
-    return redriven
-  }
-
-  discard(ids: ReadonlyArray<string> | "all"): number {
-    return (ids === "all" ? [...this.dead.keys()] : ids).filter((id) => this.dead.delete(id)).length
-  }
-}
+import { Channel, fresh } from "./MemoryQueueChannel.ts"
 
 /** What is written to the `KeyValueStore`. Times are Unix milliseconds. */
 const SavedJob = Schema.Struct({
@@ -294,6 +56,9 @@ interface State {
   readonly instances: Map<string, number>
 }
 
+const stateOf = (hub: MemoryHub["Service"]): State =>
+  hub.part<State>("queue", () => ({ channels: new Map(), instances: new Map() }))
+
 /**
  * Makes the store of one instance. Fails when saved jobs cannot be read; they
  * are left as they are.
@@ -307,7 +72,7 @@ export const make: Effect.Effect<EventQueueStore["Service"], Unavailable, Memory
     const link = hub.link(id)
     const clock = yield* Clock.clockWith(Effect.succeed)
     const wallMillis = () => clock.currentTimeMillisUnsafe()
-    const state = hub.part<State>("queue", () => ({ channels: new Map(), instances: new Map() }))
+    const state = stateOf(hub)
 
     const channelOf = (name: string): Channel =>
       getOrMake(state.channels, name, () => new Channel(hub.timers, wallMillis))
@@ -327,7 +92,7 @@ export const make: Effect.Effect<EventQueueStore["Service"], Unavailable, Memory
               })
         )
       ),
-      take: (max) => link.run(() => channel.take(max, lease)),
+      take: (max) => link.run(() => channel.take(max, lease, id)),
       pause: Effect.void,
       renew: (deliveries) => link.run(() => deliveries.map((delivery) => channel.renew(delivery, lease))),
       settle: (settlements) => link.run(() => settlements.map((settlement) => channel.settle(settlement)))
@@ -458,6 +223,55 @@ const restore = (channel: Channel, image: Image, now: number): void => {
     if (until > now) channel.endedIds.set(id, true, until - now)
   }
 }
+
+/**
+ * A job, or a dead letter, as the hub has it.
+ *
+ * @since 0.2.0
+ */
+export interface JobState {
+  /** What the channel of one app is called by. */
+  readonly channel: string
+  readonly id: string
+  readonly state: "ready" | "delayed" | "inFlight" | "dead"
+  /** Encoded. */
+  readonly payload: unknown
+  /** How often it was taken. */
+  readonly attempts: number
+  /** The id of the instance that has it, while it is in flight. */
+  readonly holder: string | undefined
+  /** Milliseconds until its lease runs out, or its delay has passed. */
+  readonly due: number | undefined
+  readonly lastError: string | undefined
+}
+
+/**
+ * The jobs and dead letters on a hub, for tests to look at; by channel, oldest first.
+ *
+ * @since 0.2.0
+ */
+export const inspect = (hub: MemoryHub["Service"]): ReadonlyArray<JobState> =>
+  [...stateOf(hub).channels].flatMap(([name, channel]) => [
+    ...[...channel.jobs.values()].map((stored): JobState => {
+      const inFlight = stored.token !== 0
+      const { attempts, job, lastError } = stored
+      return {
+        channel: name,
+        id: job.id,
+        state: inFlight ? "inFlight" : stored.delay === undefined ? "ready" : "delayed",
+        payload: job.payload.tree,
+        attempts,
+        holder: inFlight ? stored.by : undefined,
+        due: inFlight || stored.delay !== undefined ? channel.untilDue(stored) : undefined,
+        lastError
+      }
+    }),
+    ...[...channel.dead.values()].map(({ letter }): JobState => {
+      const { attempts, id, lastError, payload } = letter
+      const dead = { state: "dead", holder: undefined, due: undefined } as const
+      return { channel: name, id, payload: payload.tree, attempts, lastError, ...dead }
+    })
+  ])
 
 /**
  * Provides `EventQueueStore`.

@@ -13,7 +13,7 @@
  * An instance can be cut off with `disconnect` and comes back with `reconnect`.
  * Meanwhile its operations wait and then fail with `Unavailable`, its leases run
  * out, and it misses broadcasts, as if its broker had gone; `reconnect` surfaces
- * a gap.
+ * a gap. With `crash` it is gone for good, and nothing is released.
  *
  * @since 0.1.0
  */
@@ -30,7 +30,7 @@ import { Unavailable } from "../../services/Reason.ts"
 
 /**
  * The shared memory. Only the memory stores use the members beside
- * `disconnect` and `reconnect`.
+ * `disconnect`, `reconnect` and `crash`.
  *
  * @since 0.1.0
  */
@@ -41,6 +41,11 @@ export class MemoryHub extends Context.Service<
     readonly disconnect: (instanceId: string) => Effect.Effect<void>
     /** Ends `disconnect`, and surfaces a gap to the instance's subscribers. */
     readonly reconnect: (instanceId: string) => Effect.Effect<void>
+    /**
+     * Ends an instance as a kill would: its subscriptions are gone and its waiters are passed over, but what it
+     * holds stays held until the lease runs out. Its operations fail from then on.
+     */
+    readonly crash: (instanceId: string) => Effect.Effect<void>
     /** The connection of one instance. */
     readonly link: (instanceId: string) => Link
     /** The part of the memory that one kind of store keeps, made when first asked for. */
@@ -61,6 +66,8 @@ export class MemoryHub extends Context.Service<
  */
 export class Link {
   connected = true
+  /** Set for good when its instance is killed. */
+  crashed = false
   private readonly bound: Duration.Duration
   private waiting = new Set<() => void>()
   private readonly reconnected = new Set<() => void>()
@@ -82,7 +89,13 @@ export class Link {
     return this.connected ? operation() : Effect.flatMap(this.awaitConnected, () => this.runEffect(operation))
   }
 
-  private readonly awaitConnected = Effect.suspend(() =>
+  private readonly awaitConnected: Effect.Effect<void, Unavailable> = Effect.suspend(() =>
+    this.crashed
+      ? Effect.fail(new Unavailable({ backend: "memory", detail: "the instance has crashed" }))
+      : this.awaitReconnect
+  )
+
+  private readonly awaitReconnect = Effect.suspend(() =>
     Effect.timeoutOrElse(
       Effect.callback<void>((resume) => {
         const wake = () => resume(Effect.void)
@@ -107,8 +120,15 @@ export class Link {
     this.connected = false
   }
 
+  crash() {
+    this.crashed = true
+    this.connected = false
+    this.waiting.clear()
+    this.reconnected.clear()
+  }
+
   reconnect() {
-    if (this.connected) return
+    if (this.connected || this.crashed) return
     this.connected = true
     const waiting = this.waiting
     this.waiting = new Set()
@@ -139,6 +159,7 @@ export const makeWith = (options: {
     return MemoryHub.of({
       disconnect: (instanceId) => Effect.sync(() => link(instanceId).disconnect()),
       reconnect: (instanceId) => Effect.sync(() => link(instanceId).reconnect()),
+      crash: (instanceId) => Effect.sync(() => link(instanceId).crash()),
       link,
       part: <A>(name: string, make: () => A): A => getOrMake<string, unknown>(parts, name, make) as A,
       timers,

@@ -22,7 +22,7 @@ class Entry {
   readonly space: Space
   readonly key: string
   /** `undefined` once the key is forgotten. */
-  holder: Grant | undefined = undefined
+  holder: Granted | undefined = undefined
   expiresAt = 0
   /** First come, first served: a linked list, so that one can leave from the middle. */
   first: Waiter | undefined = undefined
@@ -38,6 +38,8 @@ class Entry {
 
 interface Waiter {
   readonly ttl: number
+  /** The id of its instance. */
+  readonly by: string
   readonly wake: (grant: Grant) => void
   previous: Waiter | undefined
   next: Waiter | undefined
@@ -73,9 +75,14 @@ interface State {
   lastFence: number
 }
 
+const stateOf = (hub: MemoryHub["Service"]): State =>
+  hub.part<State>("lock", () => ({ spaces: new Map(), lastFence: 0 }))
+
 /** A grant that knows where it stands: giving it back looks nothing up. */
 interface Granted extends Grant {
   readonly entry: Entry
+  /** The id of the instance that holds it. */
+  readonly by: string
 }
 
 /**
@@ -85,16 +92,17 @@ interface Granted extends Grant {
  */
 export const make: Effect.Effect<LockStore["Service"], never, MemoryHub | Instance> = Effect.gen(function* () {
   const hub = yield* MemoryHub
-  const link = hub.link((yield* Instance).id)
+  const { id } = yield* Instance
+  const link = hub.link(id)
   const { timers } = hub
-  const started = yield* Clock.currentTimeMillis
-  const state = hub.part<State>("lock", () => ({ spaces: new Map(), lastFence: started }))
+  const state = stateOf(hub)
+  if (state.lastFence === 0) state.lastFence = yield* Clock.currentTimeMillis
 
   const spaceOf = (name: string): Space => getOrMake(state.spaces, name, () => new Map())
 
   /** Makes a grant the entry's holder. */
-  const grant = (entry: Entry, now: number, ttl: number): Granted => {
-    const holder = { key: entry.key, fence: ++state.lastFence, since: now, entry }
+  const grant = (entry: Entry, now: number, ttl: number, by: string): Granted => {
+    const holder = { key: entry.key, fence: ++state.lastFence, since: now, entry, by }
     entry.holder = holder
     entry.expiresAt = now + ttl + margin
     return holder
@@ -109,9 +117,9 @@ export const make: Effect.Effect<LockStore["Service"], never, MemoryHub | Instan
     if (entry === undefined) {
       const entry = new Entry(space, key)
       space.set(key, entry)
-      return grant(entry, now, ttl)
+      return grant(entry, now, ttl, id)
     }
-    return entry.expiresAt > now ? undefined : grant(entry, now, ttl)
+    return entry.expiresAt > now ? undefined : grant(entry, now, ttl, id)
   }
 
   /** Gives the lock to the next waiter, or forgets the key. */
@@ -124,7 +132,7 @@ export const make: Effect.Effect<LockStore["Service"], never, MemoryHub | Instan
       return
     }
     leave(entry, waiter)
-    const holder = grant(entry, timers.now(), waiter.ttl)
+    const holder = grant(entry, timers.now(), waiter.ttl, waiter.by)
     watch(entry)
     hub.enqueue(() => waiter.wake(holder))
   }
@@ -191,9 +199,10 @@ export const make: Effect.Effect<LockStore["Service"], never, MemoryHub | Instan
     const entry = space.get(key)!
     const waiter: Waiter = {
       ttl,
+      by: id,
       wake: (grant) => {
         granted = grant
-        if (gone) release(grant)
+        if (gone || link.crashed) release(grant)
         else answer(grant)
       },
       previous: undefined,
@@ -240,6 +249,40 @@ export const make: Effect.Effect<LockStore["Service"], never, MemoryHub | Instan
       })
   })
 })
+
+/**
+ * A lock as the hub knows it.
+ *
+ * @since 0.2.0
+ */
+export interface LockState {
+  /** What the locks of one app are called by. */
+  readonly space: string
+  readonly key: string
+  /** The id of the instance that has it. */
+  readonly holder: string
+  readonly fence: number
+  /** Milliseconds until the lease runs out. */
+  readonly expiresIn: number
+  /** The ids of the instances that wait, first come first. */
+  readonly waiters: ReadonlyArray<string>
+}
+
+/**
+ * The locks that are held on a hub, for tests to look at.
+ *
+ * @since 0.2.0
+ */
+export const inspect = (hub: MemoryHub["Service"]): ReadonlyArray<LockState> =>
+  [...stateOf(hub).spaces].flatMap(([space, entries]) =>
+    [...entries.values()].flatMap(({ expiresAt, first, holder, key }) => {
+      const expiresIn = expiresAt - margin - hub.timers.now()
+      if (holder === undefined || (expiresIn <= 0 && first === undefined)) return []
+      const waiters: Array<string> = []
+      for (let waiter = first; waiter !== undefined; waiter = waiter.next) waiters.push(waiter.by)
+      return [{ space, key, holder: holder.by, fence: holder.fence, expiresIn, waiters }]
+    })
+  )
 
 /**
  * Provides `LockStore`.

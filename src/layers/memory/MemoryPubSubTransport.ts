@@ -43,7 +43,8 @@ export const make: Effect.Effect<PubSubTransport["Service"], never, MemoryHub | 
       Effect.acquireRelease(
         link.run(() => {
           const subscription: Subscription = { link, onMessage, active: true }
-          channels.set(channel, [...(channels.get(channel) ?? []), subscription])
+          const others = channels.get(channel)?.filter(({ link }) => !link.crashed) ?? []
+          channels.set(channel, [...others, subscription])
           return { subscription, unlisten: link.onReconnect(() => hub.enqueue(onGap)) }
         }),
         ({ subscription, unlisten }) =>

@@ -16,7 +16,6 @@
  */
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
-import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as DateTime from "effect/DateTime"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -33,6 +32,7 @@ import * as Job from "../../services/Job.ts"
 import * as Plugin from "../../services/Plugin.ts"
 import * as PubSub from "../../services/PubSub.ts"
 import * as Singleton from "../../services/Singleton.ts"
+import * as Uuid from "../../services/Uuid.ts"
 import * as WorkerMode from "../../services/WorkerMode.ts"
 import type { StoreError } from "../StoreError.ts"
 import { isEnded, type Task, type TaskRun, type TaskStatus, type TaskType } from "./Task.ts"
@@ -170,6 +170,7 @@ export const layer: Layer.Layer<Tasks | Runner, never, TaskStore | EventQueue.Ev
       const queue = yield* EventQueue.EventQueue
       const pubsub = yield* PubSub.PubSub
       const instance = yield* Instance
+      const uuid = yield* Uuid.Generator
       const types = new Map<string, Registered>()
       const running = yield* FiberMap.make<string, unknown, unknown>()
 
@@ -193,7 +194,7 @@ export const layer: Layer.Layer<Tasks | Runner, never, TaskStore | EventQueue.Ev
 
       const startEncoded = Effect.fnUntraced(function* (type: TaskType<any, any>, params: Schema.Json) {
         const task: Task = {
-          id: SecureRandom.uuidV4Unsafe(),
+          id: uuid(),
           type: type.name,
           params,
           status: "pending",

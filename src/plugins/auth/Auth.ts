@@ -4,7 +4,6 @@
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
-import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as DateTime from "effect/DateTime"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -13,6 +12,7 @@ import * as Schema from "effect/Schema"
 import type * as Cache from "../../services/Cache.ts"
 import * as Lock from "../../services/Lock.ts"
 import * as Plugin from "../../services/Plugin.ts"
+import * as Uuid from "../../services/Uuid.ts"
 import type { StoreError } from "../StoreError.ts"
 import { AuthStore, TokenPolicy } from "./AuthStore.ts"
 
@@ -79,6 +79,7 @@ export const layer: Layer.Layer<Auth, Cache.CacheError, AuthStore | Cache.Cache 
     const revoked = yield* names.cache("revoked", Schema.Boolean)
 
     const lock = yield* Lock.Lock
+    const uuid = yield* Uuid.Generator
     let policyLoads = 0
 
     // One load per cluster, however many instances find the cache empty at once.
@@ -106,7 +107,7 @@ export const layer: Layer.Layer<Auth, Cache.CacheError, AuthStore | Cache.Cache 
       issue: Effect.gen(function* () {
         const { tokenSeconds } = yield* policy
         return {
-          id: SecureRandom.uuidV4Unsafe(),
+          id: uuid(),
           expiresAt: DateTime.add(yield* DateTime.now, { seconds: tokenSeconds })
         }
       }),

@@ -1,0 +1,8 @@
+/**
+ * Clusters in a unit test, and simulations of them.
+ *
+ * @since 0.2.0
+ */
+export * as Backend from "./Backend.ts"
+export * as Observation from "./Observation.ts"
+export * as TestCluster from "./TestCluster.ts"
