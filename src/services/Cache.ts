@@ -292,7 +292,7 @@ export const makeService: Effect.Effect<Cache["Service"], never, CacheStore | In
         const named = (near: NearCache.NearCache | undefined) =>
           makeNamed(store, flights, nears, near, name, space, codec, ttl as Ttl)
         // Memory is as near as it gets.
-        return near === undefined || store.system === "memory"
+        return near === undefined || store.local === true
           ? Effect.succeed(named(undefined))
           : Effect.map(openNear(space, prefix, near as NearCache.Options), named)
       })
@@ -336,7 +336,7 @@ const makeNamed = <A, R>(
   const ttlOf = (options: SetOptions | undefined): Ttl | InvalidInput =>
     options?.ttl === undefined ? defaultTtl : readTtl(options.ttl)
   /** Whether payloads are read many times, and not once each. */
-  const keepsPayloads = near !== undefined || store.system === "memory"
+  const keepsPayloads = near !== undefined || store.local === true
 
   /** One operation of the store, with its span and its error. */
   const operation = <B>(

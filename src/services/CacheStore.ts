@@ -49,6 +49,8 @@ export class CacheStore extends Context.Service<
   {
     /** `"memory"`, `"redis"`, `"rabbitmq"`: names the backend in spans and errors. */
     readonly system: string
+    /** Reads are memory reads, which answer in the call: keeping entries `near` as well is of no use. Default `false`. */
+    readonly local?: boolean
     readonly get: (space: string, key: string) => Effect.Effect<Payload | undefined, Unavailable>
     /** In the order of `keys`, duplicates included. */
     readonly getMany: (

@@ -7,7 +7,7 @@ import * as Layer from "effect/Layer"
 import type { Instance } from "../../src/index.ts"
 import * as AmqpDelays from "../../src/layers/amqp/AmqpDelays.ts"
 import { AmqpConnection } from "../../src/layers/amqp/index.ts"
-import { type Backend, onServer, type Stores } from "../../src/testing/contracts/Backend.ts"
+import { type Backend, type Features, onServer, type Stores } from "../../src/testing/contracts/Backend.ts"
 import * as RabbitServer from "../servers/RabbitServer.ts"
 
 /** The broker of this file. The ladder that delays step down takes it seconds to make, once, which no test is about. */
@@ -26,11 +26,13 @@ const broker = Effect.flatMap(RabbitServer.sharedUrl, (url) =>
 
 /** Some stores on RabbitMQ. */
 export const amqpPart = <S extends Stores>(
-  part: Layer.Layer<S, unknown, Instance.Instance | AmqpConnection.AmqpConnection>
+  part: Layer.Layer<S, unknown, Instance.Instance | AmqpConnection.AmqpConnection>,
+  features: Partial<Features> = {},
+  name = "rabbitmq"
 ): Backend =>
   onServer({
-    name: "rabbitmq",
-    features: { deduplicates: false, attemptsOutliveCuts: false },
+    name,
+    features: { deduplicates: false, attemptsOutliveCuts: false, ...features },
     url: broker,
     port: 5672,
     stores: (url) => Layer.provide(part, AmqpConnection.layer({ url, timeout: "1 second", heartbeat: "1 second" }))

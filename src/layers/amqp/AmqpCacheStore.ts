@@ -89,6 +89,7 @@ export const make = (options: Options = {}): Effect.Effect<CacheStore["Service"]
 
     return CacheStore.of({
       system: "rabbitmq",
+      local: !latest,
       get: (space, key) => read((): Payload | undefined => fold.get(space, key, now())),
       getMany: (space, keys) => read(() => keys.map((key) => fold.get(space, key, now()))),
       set: (space, entries, ttl) =>

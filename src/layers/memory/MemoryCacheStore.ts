@@ -41,6 +41,7 @@ export const make: Effect.Effect<CacheStore["Service"], never, MemoryHub | Insta
 
   return CacheStore.of({
     system: "memory",
+    local: true,
     // A hit in memory costs little more than its clock reading: not even a closure.
     get: (name, key) => (link.connected ? find(name, key) : link.runEffect(() => find(name, key))),
     getMany: (name, keys) => link.run(() => keys.map((key) => find(name, key).value)),

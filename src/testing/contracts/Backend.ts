@@ -93,6 +93,13 @@ export interface Features {
    * that was cut off is refused.
    */
   readonly attemptsOutliveCuts: boolean
+  /**
+   * A read of a cache sees what was written before it, on any instance, and fails when its own is cut off.
+   *
+   * `false`: it sees what its own instance wrote, and what others did some moments later, all in one order; one
+   * that is cut off answers from memory until it notices.
+   */
+  readonly readsFollowWrites: boolean
 }
 
 /**
@@ -100,7 +107,7 @@ export interface Features {
  *
  * @since 0.2.0
  */
-export const allFeatures: Features = { deduplicates: true, attemptsOutliveCuts: true }
+export const allFeatures: Features = { deduplicates: true, attemptsOutliveCuts: true, readsFollowWrites: true }
 
 /**
  * A backend under test; made by {@link onServer}, {@link onMemory} or {@link live}.
