@@ -44,6 +44,7 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import { type DeadJob, type DeathReason, type Depth, EventQueueStore } from "./EventQueueStore.ts"
 import { Instance } from "./Instance.ts"
+import * as AfterCommit from "./internal/afterCommit.ts"
 import { getOrMake } from "./internal/getOrMake.ts"
 import * as QueueWorker from "./internal/QueueWorker.ts"
 import { settled } from "./internal/settled.ts"
@@ -82,10 +83,15 @@ export interface PublishOptions {
   readonly timeout?: Duration.Input | undefined
   /** Default: the job's (0). */
   readonly maxRetries?: number | undefined
+  /**
+   * In an open `effect/sql` transaction, hand the job over after the outermost commit, and never after a rollback;
+   * what cannot be handed over then is logged and counted. Without a transaction at once. Default `false`.
+   */
+  readonly afterCommit?: boolean | undefined
 }
 
 /**
- * What {@link publish} answers: the job's id, and whether it was there already.
+ * What {@link publish} answers: the job's id, and whether it was there already; `false` when it waits for a commit.
  *
  * @since 0.1.0
  */
@@ -293,6 +299,7 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
     const store = yield* EventQueueStore
     const { app } = yield* Instance
     const timers = yield* Timers.make
+    const afterCommit = yield* AfterCommit.make(wrapError)
     /** Every channel that was used, with the gates of its subscriptions. */
     const uses = new Map<string, Set<QueueWorker.Gate>>()
     const useOf = (channel: string) => getOrMake(uses, channel, () => new Set())
@@ -347,23 +354,27 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
           if (invalid !== undefined) return fail(invalid)
           useOf(job.channel)
           const id = options?.id ?? uuid()
-          return Effect.flatMap(Effect.mapError(job.wire.encode("payload", payload), wrapError), (payload) =>
-            Effect.map(
-              operation(
-                "publish",
-                job,
-                store.publish(address(job), {
-                  id,
-                  payload,
-                  delay: delay as number,
-                  timeout: timeout as number,
-                  maxRetries: maxRetries as number,
-                  keepId: job.keepId
-                })
-              ),
-              (stored): Published => ({ id, duplicate: !stored })
-            )
-          )
+          return Effect.flatMap(Effect.mapError(job.wire.encode("payload", payload), wrapError), (payload) => {
+            const send = () =>
+              Effect.map(
+                operation(
+                  "publish",
+                  job,
+                  store.publish(address(job), {
+                    id,
+                    payload,
+                    delay: delay as number,
+                    timeout: timeout as number,
+                    maxRetries: maxRetries as number,
+                    keepId: job.keepId
+                  })
+                ),
+                (stored): Published => ({ id, duplicate: !stored })
+              )
+            if (options?.afterCommit !== true) return send()
+            const later = { id, duplicate: false }
+            return afterCommit.send(Effect.suspend(send), later, { channel: job.channel, job: id })
+          })
         }),
 
       subscribe: (job, options) =>

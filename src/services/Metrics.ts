@@ -24,6 +24,11 @@ export const gaps = counter("cohort_pubsub_gaps", "Moments in which broadcasts m
 export const resyncs = counter("cohort_sync_resyncs", "Resyncs run after a gap")
 /** Resyncs that failed, and are retried. @since 0.1.0 */
 export const resyncsFailed = counter("cohort_sync_resync_failures", "Resyncs that failed and are retried")
+/** Messages and jobs that were published in a transaction and could not be sent after its commit. @since 0.2.0 */
+export const afterCommitFailures = counter(
+  "cohort_after_commit_failures",
+  "Messages and jobs that could not be sent after the commit of their transaction"
+)
 /** Job attempts that ended, by outcome (`ack`, `retry`, `bury`, `release`). @since 0.1.0 */
 export const jobsSettled = counter("cohort_queue_settled", "Job attempts that ended, by outcome")
 /** {@link jobsSettled}, with its outcome as attribute. @since 0.1.0 */

@@ -38,6 +38,7 @@ import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Instance } from "./Instance.ts"
+import * as AfterCommit from "./internal/afterCommit.ts"
 import * as Debounce from "./internal/debounce.ts"
 import * as Mailbox from "./internal/Mailbox.ts"
 import { settled } from "./internal/settled.ts"
@@ -95,7 +96,7 @@ export interface SubscribeOptions<A, R = never> {
 }
 
 /**
- * Options of {@link publish}. Both together is an error.
+ * Options of {@link publish}. `skipSelf` and `onlySelf` together is an error.
  *
  * @since 0.1.0
  */
@@ -104,6 +105,11 @@ export interface PublishOptions {
   readonly skipSelf?: boolean | undefined
   /** Deliver on this instance only. Default `false`. */
   readonly onlySelf?: boolean | undefined
+  /**
+   * In an open `effect/sql` transaction, send after the outermost commit, and never after a rollback; what cannot be
+   * sent then is logged and counted. Without a transaction at once. Default `false`.
+   */
+  readonly afterCommit?: boolean | undefined
 }
 
 /**
@@ -212,6 +218,7 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
     const transport = yield* PubSubTransport
     const instance = yield* Instance
     const timers = yield* Timers.make
+    const afterCommit = yield* AfterCommit.make(wrapError)
     const log = Effect.runForkWith(yield* Effect.context<never>())
     const local = new Map<string, Channel>()
 
@@ -374,9 +381,23 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
         const encoded = topic.wire.encode("message", message)
         const known = settled(encoded)
         return known === undefined
-          ? Effect.flatMap(Effect.mapError(encoded, wrapError), (payload) => send(topic, payload, options))
-          : send(topic, known.value, options)
+          ? Effect.flatMap(Effect.mapError(encoded, wrapError), (payload) => leave(topic, payload, options))
+          : leave(topic, known.value, options)
       })
+
+    const leave = (
+      topic: Pick<Topic<unknown>, "channel" | "kind">,
+      payload: Payload,
+      options: PublishOptions | undefined
+    ): Effect.Effect<void, PubSubError> => {
+      if (options?.afterCommit !== true) return send(topic, payload, options)
+      const annotations = { channel: topic.channel, instance: instance.id }
+      return afterCommit.send(
+        Effect.suspend(() => send(topic, payload, options)),
+        undefined,
+        annotations
+      )
+    }
 
     const send = (
       topic: Pick<Topic<unknown>, "channel" | "kind">,

@@ -12,6 +12,9 @@
  * memory up to date. Broadcast alone would lose signals, so senders number theirs
  * and receivers notice what is missing:
  *
+ * - **After the commit.** Published inside an open `effect/sql` transaction, a message leaves after the outermost
+ *   commit, in order, and never after a rollback, of the transaction or of its savepoint. What cannot be sent then is
+ *   logged and counted, and leaves a hole that receivers notice. Without a transaction it leaves at once.
  * - **Never to the sender.** The publishing instance has changed its own state already.
  * - **Gap → resync.** A receiver that sees a hole in a sender's numbers, a reconnect,
  *   or a sender it had not heard of, runs `resync`, which reloads everything from the
@@ -37,6 +40,7 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import { Instance } from "./Instance.ts"
+import * as AfterCommit from "./internal/afterCommit.ts"
 import * as Debounce from "./internal/debounce.ts"
 import { getOrMake } from "./internal/getOrMake.ts"
 import * as Mailbox from "./internal/Mailbox.ts"
@@ -123,8 +127,9 @@ export class SyncMessage extends Context.Service<
 >()("cohort/services/SyncMessage") {}
 
 /**
- * Tells the other instances. Fails, with nothing sent, when the Schema refuses the
- * message. A message whose sending failed leaves a hole that the receivers notice.
+ * Tells the other instances; in an open `effect/sql` transaction, after its commit. Fails, with nothing sent, when the
+ * Schema refuses the message, or when it is called in a transaction that has ended. A message whose sending failed
+ * leaves a hole that the receivers notice.
  *
  * @since 0.1.0
  */
@@ -214,6 +219,7 @@ export const makeService = (
     const { id: self } = yield* Instance
     const timers = yield* Timers.make
     const { now } = timers
+    const afterCommit = yield* AfterCommit.make(invalidMessage)
     const log = Effect.runForkWith(yield* Effect.context<never>())
     const interval = Validate.millis("announceInterval", options.announceInterval ?? "10 seconds")
     if (typeof interval !== "number") return yield* fail(interval)
@@ -254,16 +260,14 @@ export const makeService = (
           const invalid = Validate.name("channel", channel.channel)
           if (invalid !== undefined) return fail(invalid)
           return Effect.flatMap(Effect.mapError(channel.wire.encode("message", message), invalidMessage), (payload) => {
-            const number = (sent[channel.channel] ?? 0) + 1
-            sent[channel.channel] = number
-            return Effect.mapError(
-              pubsub.publish(topicOf(channel.channel), {
-                from: self,
-                number,
-                data: payload.tree as Schema.Json
-              }),
-              wrapError
-            )
+            // Numbered when it leaves: a rollback leaves no hole, and numbers are in the order of sending.
+            const send = Effect.suspend(() => {
+              const number = (sent[channel.channel] ?? 0) + 1
+              sent[channel.channel] = number
+              const data = payload.tree as Schema.Json
+              return Effect.mapError(pubsub.publish(topicOf(channel.channel), { from: self, number, data }), wrapError)
+            })
+            return afterCommit.send(send, undefined, { channel: channel.channel, instance: self })
           })
         }),
 
