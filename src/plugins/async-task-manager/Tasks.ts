@@ -119,7 +119,7 @@ export class Tasks extends Context.Service<
       type: TaskType<P, A>,
       handler: (params: P, run: TaskRun) => Effect.Effect<A, E, R>
     ) => Effect.Effect<void, InvalidTask, R | Scope.Scope>
-    /** Stores a task and hands it to the queue; returns its id. */
+    /** Stores a task and hands it to the queue, in a transaction of the caller's when that commits; returns its id. */
     readonly start: <P, A>(
       type: TaskType<P, A>,
       params: P
@@ -187,6 +187,8 @@ export const layer: Layer.Layer<Tasks | Runner, never, TaskStore | EventQueue.Ev
           {
             id: task.id,
             maxRetries: type.maxRetries,
+            // A row that is rolled back has never been, nor has its job.
+            afterCommit: true,
             // The task's own timeout comes first and knows what to note; the job's is for a handler that hangs.
             timeout: Duration.sum(type.timeout, Duration.seconds(30))
           }
@@ -386,7 +388,7 @@ export const layer: Layer.Layer<Tasks | Runner, never, TaskStore | EventQueue.Ev
               endedAt: yield* DateTime.now
             })
             if (Option.isNone(canceled)) return false
-            yield* pubsub.publish(CancelTask, { id }, { skipSelf: false })
+            yield* pubsub.publish(CancelTask, { id }, { skipSelf: false, afterCommit: true })
             return true
           }),
 

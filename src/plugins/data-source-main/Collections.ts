@@ -1,22 +1,27 @@
 /**
  * Collections with their compiled validators, kept equal on every instance.
  *
- * A change is made in the {@link CollectionStore} under a lock of its collection,
- * applied to this instance's memory, and announced to the others by a sync message,
- * upon which they load that collection again.
+ * A change is made in the {@link CollectionStore} under a lock of its collection, applied to this instance's memory,
+ * and announced to the others by a sync message, upon which they load that collection again.
+ *
+ * Where the store has transactions, the change and its message are one, inside the lock. A caller may have begun the
+ * transaction: the lock is then held until that has ended, and memory follows when it has, here and elsewhere.
  *
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as FiberMap from "effect/FiberMap"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
+import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as Semaphore from "effect/Semaphore"
 import * as Lock from "../../services/Lock.ts"
 import * as Plugin from "../../services/Plugin.ts"
 import * as SyncMessage from "../../services/SyncMessage.ts"
+import * as Transaction from "../../services/Transaction.ts"
 import type { StoreError } from "../StoreError.ts"
 import { type Collection, compile, type Field, type Row, type Validator } from "./Collection.ts"
 import { CollectionStore } from "./CollectionStore.ts"
@@ -26,17 +31,17 @@ import { CollectionStore } from "./CollectionStore.ts"
  */
 export const names = Plugin.namespace("data-source-main")
 
+const Change = Schema.Union([
+  Schema.Struct({ type: Schema.Literal("syncCollection"), collection: Schema.String }),
+  Schema.Struct({ type: Schema.Literal("removeField"), collection: Schema.String, field: Schema.String })
+])
+
 /**
  * What the instances tell each other: a collection is not what it was.
  *
  * @since 0.1.0
  */
-export const SchemaChanged = names.sync(
-  Schema.Union([
-    Schema.Struct({ type: Schema.Literal("syncCollection"), collection: Schema.String }),
-    Schema.Struct({ type: Schema.Literal("removeField"), collection: Schema.String, field: Schema.String })
-  ])
-)
+export const SchemaChanged = names.sync(Change)
 
 /**
  * @since 0.1.0
@@ -135,6 +140,10 @@ export class Collections extends Context.Service<
   }
 >()("cohort/plugins/data-source-main/Collections") {}
 
+const reloadBackoff = Schedule.min([Schedule.exponential("200 millis"), Schedule.spaced("30 seconds")]).pipe(
+  Schedule.jittered
+)
+
 interface Compiled {
   readonly collection: Collection
   readonly validator: Validator
@@ -182,7 +191,24 @@ export const layer: Layer.Layer<Collections, never, CollectionStore | Lock.Lock 
 
       /** One change of a collection at a time, cluster-wide; the state decided on is the store's, not this memory's. */
       const exclusively = <A, E>(collection: string, change: Effect.Effect<A, E>) =>
-        lock.runExclusive(names.key(`fields.beforeDestroy:${collection}`), change, { ttl: "10 seconds" })
+        Transaction.runExclusive(names.key(`fields.beforeDestroy:${collection}`), store.transaction(change), {
+          ttl: "10 seconds"
+        }).pipe(Effect.provideService(Lock.Lock, lock))
+
+      const reloading = yield* FiberMap.make<string>()
+
+      /** Loads a collection again after its change, until it succeeds: nobody tells this instance of its own changes. */
+      const follow = (name: string) =>
+        Effect.catch(reload(name), (error) =>
+          Effect.andThen(
+            Effect.annotateLogs(Effect.logWarning("Changed, but not loaded again yet", error), { collection: name }),
+            FiberMap.run(reloading, name, Effect.retry(reload(name), reloadBackoff))
+          )
+        )
+
+      /** Has all instances follow a change that was made in the store, when it is there to stay. */
+      const announce = (name: string, message: typeof Change.Type) =>
+        Effect.andThen(Transaction.onEnd(Effect.asVoid(follow(name))), sync.publish(SchemaChanged, message))
 
       return Collections.of({
         list: Effect.sync(() => Array.from(compiled.values(), ({ collection }) => collection)),
@@ -192,9 +218,8 @@ export const layer: Layer.Layer<Collections, never, CollectionStore | Lock.Lock 
         create: (collection) =>
           Effect.gen(function* () {
             if (!(yield* store.create(collection))) return yield* new NameTaken({ name: collection.name })
-            yield* reload(collection.name)
-            yield* sync.publish(SchemaChanged, { type: "syncCollection", collection: collection.name })
-          }),
+            yield* announce(collection.name, { type: "syncCollection", collection: collection.name })
+          }).pipe(store.transaction),
 
         addField: (name, field) =>
           exclusively(
@@ -205,8 +230,7 @@ export const layer: Layer.Layer<Collections, never, CollectionStore | Lock.Lock 
                 return yield* new NameTaken({ name: field.name })
               }
               yield* store.addField(name, field)
-              yield* reload(name)
-              yield* sync.publish(SchemaChanged, { type: "syncCollection", collection: name })
+              yield* announce(name, { type: "syncCollection", collection: name })
             })
           ),
 
@@ -219,8 +243,7 @@ export const layer: Layer.Layer<Collections, never, CollectionStore | Lock.Lock 
                 return yield* new FieldNotFound({ collection: name, field })
               }
               yield* store.removeField(name, field)
-              yield* reload(name)
-              yield* sync.publish(SchemaChanged, { type: "removeField", collection: name, field })
+              yield* announce(name, { type: "removeField", collection: name, field })
             })
           ),
 

@@ -25,7 +25,7 @@ type TransactionKey = Context.Key<any, object>
 type Defer = (effect: Effect.Effect<void>) => Effect.Effect<void>
 
 /** An open transaction: whose, and how to wait for its commit. */
-interface Transaction {
+export interface Transaction {
   readonly key: TransactionKey
   /** Runs an effect after the outermost commit. `InvalidInput` when the transaction has ended. */
   readonly defer: (effect: Effect.Effect<void>) => Effect.Effect<void, InvalidInput>
@@ -65,7 +65,7 @@ const ended = new InvalidInput({
 })
 
 /** The transaction that is open in a context. */
-const openTransaction = (context: Context.Context<never>): Transaction | undefined => {
+export const openTransaction = (context: Context.Context<never>): Transaction | undefined => {
   const client = Context.getOrUndefined(context, SqlClient.SqlClient)?.transactionService
   const isOpen = (key: TransactionKey | undefined): key is TransactionKey =>
     key !== undefined && Context.getOrUndefined(context, key) !== undefined
