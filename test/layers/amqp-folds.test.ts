@@ -77,6 +77,8 @@ describe("the fold of the caches", () => {
     Schema.Struct({ op: Schema.Literal("reset"), space: Space }),
     // A load that began some records ago.
     Schema.Struct({ op: Schema.Literal("fill"), space: Space, key: Key, ttl: Ttl, ago: int(0, 6) }),
+    // What is there is written again, before the log forgets it.
+    Schema.Struct({ op: Schema.Literal("keep"), space: Space, key: Key }),
     Schema.Struct({ op: Schema.Literal("pass"), time: int(1, 3) })
   ])
   type Step = typeof Step.Type
@@ -144,6 +146,8 @@ describe("the fold of the caches", () => {
         continue
       }
       const { space } = step
+      const kept = step.op === "keep" ? model.live(`${space}/${step.key}`) : undefined
+      if (step.op === "keep" && kept === undefined) continue
       const payload = (key: string) => Payload.fromTree(`${key} of ${offset}`)
       const ttl = "ttl" in step ? (step.ttl ?? undefined) : undefined
       const record = (() => {
@@ -160,6 +164,16 @@ describe("the fold of the caches", () => {
             return { kind: "del" as const, space, keys: step.keys }
           case "reset":
             return { kind: "reset" as const, space }
+          case "keep":
+            return {
+              kind: "fill" as const,
+              space,
+              at: model.now,
+              ttl: kept!.ends === Number.POSITIVE_INFINITY ? undefined : kept!.ends - model.now,
+              key: step.key,
+              since: offset - 1,
+              payload: Payload.fromJson(kept!.json)
+            }
           case "fill": {
             const since = Math.max(offset - 1 - step.ago, -1)
             return {
@@ -181,7 +195,7 @@ describe("the fold of the caches", () => {
   }
 
   const ids = ["s", "t"].flatMap((space) => ["a", "b", "c"].map((key) => [space, key] as const))
-  const at = (now: number) => ({ now, wall: now })
+  const at = (now: number) => ({ now, wall: now, read: 0 })
 
   it.effect.prop(
     "equals a model: values, ttls, keys, and what del and fill answer",
@@ -240,7 +254,7 @@ describe("the fold of the caches", () => {
       fold.apply(
         offset,
         { kind: "set", space: "s", at: 1_000, ttl: 100, entries: [{ key: "k", payload: Payload.fromTree(1) }] },
-        { now: 0, wall }
+        { now: 0, wall, read: 0 }
       )
     const ends = [
       [1_000, 100],
@@ -252,6 +266,40 @@ describe("the fold of the caches", () => {
       set(i, wall)
       assert.strictEqual(fold.ttl("s", "k", 0), left)
     }
+  })
+
+  it("tells what was written last before a place in the log, or before a time, and no more than it is asked for", () => {
+    const fold = new CacheFold(1e6)
+    fold.begin(0)
+    const set = (offset: number, key: string, ttl?: number) =>
+      fold.apply(
+        offset,
+        { kind: "set", space: "s", at: offset, ttl, entries: [{ key, payload: Payload.fromTree(offset) }] },
+        { now: offset, wall: offset, read: offset }
+      )
+    for (const [offset, key] of ["a", "b", "c", "d"].entries()) set(10 * offset, key, key === "c" ? 100 : undefined)
+    set(40, "a")
+    set(50, "gone", 1)
+    const keys = (read: number, wall: number, bytes = 10_000) =>
+      fold.aging({ read, wall }, bytes, 60).map(({ key, ttl }) => [key, ttl])
+    assert.deepStrictEqual(keys(0, 0), [])
+    assert.deepStrictEqual(keys(21, 0), [
+      ["b", undefined],
+      ["c", 60]
+    ])
+    assert.deepStrictEqual(keys(0, 21), keys(21, 0))
+    assert.deepStrictEqual(keys(21, 0, 300), [["b", undefined]])
+  })
+
+  it("remembers writes of long keys for less long, and refuses what it does not know of", () => {
+    const fold = new CacheFold(1e9)
+    fold.begin(0)
+    const key = (i: number) => `${i}`.padEnd(100_000)
+    for (let i = 0; i < 20; i++) fold.apply(i, { kind: "del", space: "s", keys: [key(i)] }, at(0))
+    assert.isTrue(fold.mayFill("s", key(15), 15))
+    assert.isFalse(fold.mayFill("s", key(15), 14))
+    assert.isFalse(fold.mayFill("s", "never written", 5))
+    assert.isTrue(fold.mayFill("s", "never written", 15))
   })
 
   it("drops the entries of the cache that takes most, least recently written first, and spares what is read", () => {

@@ -7,9 +7,11 @@ import * as Scope from "effect/Scope"
 import { TestClock } from "effect/testing"
 import * as AmqpCacheStore from "../../src/layers/amqp/AmqpCacheStore.ts"
 import * as AmqpLockStore from "../../src/layers/amqp/AmqpLockStore.ts"
+import type { Entry } from "../../src/layers/amqp/log/Fold.ts"
 import { decode, encode } from "../../src/layers/amqp/log/LogRecord.ts"
 import type { LogStream } from "../../src/layers/amqp/log/LogStream.ts"
 import * as Log from "../../src/layers/amqp/log/ReplicatedLog.ts"
+import { settled } from "../../src/services/internal/settled.ts"
 import { Payload } from "../../src/services/Payload.ts"
 import { Unavailable } from "../../src/services/Reason.ts"
 
@@ -55,6 +57,8 @@ class Link implements LogStream {
   stalled = false
   /** Loses what is appended, and does not tell. */
   lossy = false
+  /** So many of the next records are refused. */
+  refusing = 0
   opened = 0
   private refuses = false
   private readonly stream: MemoryStream
@@ -85,7 +89,10 @@ class Link implements LogStream {
       return {
         append: (body, refused) => {
           if (this.session !== session) queueMicrotask(() => refused("no connection"))
-          else if (!this.lossy) this.stream.append(body)
+          else if (this.refusing > 0) {
+            this.refusing--
+            queueMicrotask(() => refused("refused"))
+          } else if (!this.lossy) this.stream.append(body)
         }
       }
     })
@@ -102,6 +109,14 @@ class Link implements LogStream {
       session.onRecord(offset, stream.records[offset - stream.first]!)
       this.wake()
     })
+  }
+
+  /** Delivers the last records once more. */
+  repeat(count: number): void {
+    const { records, next } = this.stream
+    for (let offset = next - count; offset < next; offset++) {
+      this.session!.onRecord(offset, records[offset - this.stream.first]!)
+    }
   }
 
   reset(): void {
@@ -150,7 +165,7 @@ const unavailable = (fiber: Fiber.Fiber<unknown, unknown>) => {
   assert.isTrue(exit !== undefined && Exit.isFailure(exit) && String(exit.cause).includes("Unavailable"), String(exit))
 }
 
-const logOn = (link: LogStream) => Log.make(link, { timeout: 2_000 })
+const logOn = (link: LogStream, options: Log.Options = {}) => Log.make(link, { timeout: 2_000, ...options })
 
 /** A fold that keeps what it was told of: the spaces of resets, which stand for any record. */
 const recorder = () => {
@@ -162,7 +177,7 @@ const recorder = () => {
       fold.begun.push(first)
       fold.seen.length = 0
     },
-    apply: ({ fence, record }: Log.Entry) => {
+    apply: ({ fence, record }: Entry) => {
       if (record.kind !== "reset") return undefined
       fold.seen.push(record.space)
       fold.fences.push(fence)
@@ -321,6 +336,43 @@ describe("the replicated log", () => {
     })
   )
 
+  it.effect("a session whose first mark is refused is not the last one", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const other = yield* recording(stream.link())
+      const { link, log, say } = yield* recording(stream.link())
+      link.cut()
+      link.refusing = 1
+      link.heal()
+      for (let i = 0; i < 10; i++) {
+        yield* pass(0.1)
+        yield* now(other.say(`${i}`))
+      }
+      assert.strictEqual(link.refusing, 0)
+      assert.isTrue(log.isFresh())
+      yield* now(say("on"))
+    })
+  )
+
+  it.effect("a record that is delivered more than once is read once", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const { fold, link, log, say } = yield* recording(stream.link())
+      for (const text of ["1", "2", "3"]) yield* now(say(text))
+      const offset = log.offset()
+      link.repeat(2)
+      assert.strictEqual(log.offset(), offset)
+      yield* now(say("4"))
+      link.cut()
+      link.heal()
+      yield* pass(0.5)
+      link.repeat(3)
+      yield* now(say("5"))
+      assert.deepStrictEqual(fold.seen, ["1", "2", "3", "4", "5"])
+      assert.deepStrictEqual(fold.begun, [0])
+    })
+  )
+
   it.effect("a tail that hears others but not itself is not fresh", () =>
     Effect.gen(function* () {
       const stream = new MemoryStream()
@@ -416,37 +468,125 @@ describe("the replicated log", () => {
 
 const payload = (value: unknown) => Payload.fromTree(value)
 
-const cacheOn = (link: LogStream, options?: AmqpCacheStore.Options) =>
+const cacheOn = (link: LogStream, options?: AmqpCacheStore.Options, logOptions: Log.Options = {}) =>
   Effect.gen(function* () {
-    const log = yield* logOn(link)
+    const log = yield* logOn(link, logOptions)
     const store = yield* Effect.provideService(AmqpCacheStore.make(options), Log.ReplicatedLog, log)
     yield* settle
     return store
   })
 
 describe("a cache on the log", () => {
-  it.effect("reads memory, for as long as that is fresh, and fails after that", () =>
+  for (const reads of ["local", "latest"] as const) {
+    it.effect(`has misses when its tail stalls, and not what is out of date, with ${reads} reads`, () =>
+      Effect.gen(function* () {
+        const stream = new MemoryStream()
+        const [here, there] = [stream.link(), stream.link()]
+        const a = yield* cacheOn(here)
+        const b = yield* cacheOn(there, { reads })
+        yield* now(a.set("s", [{ key: "k", payload: payload(1) }], undefined))
+        const reserved = yield* now(b.reserve("s", "loaded before"))
+        const records = stream.next
+        for (let i = 0; i < 100; i++) assert.strictEqual((yield* now(b.get("s", "k")))?.json, "1")
+        if (reads === "local") {
+          assert.strictEqual(stream.next, records)
+          assert.isDefined(settled(b.get("s", "k")), "in the call")
+        }
+        there.stalled = true
+        yield* now(a.set("s", [{ key: "k", payload: payload(2) }], undefined))
+        if (reads === "local") assert.strictEqual((yield* now(b.get("s", "k")))?.json, "1")
+        yield* pass(4.5)
+        assert.isUndefined(yield* now(b.get("s", "k")))
+        assert.deepStrictEqual(yield* now(b.getMany("s", ["k", "k"])), [undefined, undefined])
+        assert.isUndefined(yield* now(b.ttl("s", "k")))
+        assert.deepStrictEqual(yield* now(b.keys("s")), [])
+        const reservation = yield* now(b.reserve("s", "loaded"))
+        assert.isFalse(yield* now(b.fill("s", "loaded", reservation, payload(3), undefined)))
+        const writing = yield* start(b.set("s", [{ key: "k", payload: payload(4) }], undefined))
+        const filling = yield* start(b.fill("s", "loaded before", reserved, payload(3), undefined))
+        // However often it is opened again.
+        yield* pass(10)
+        assert.isUndefined(yield* now(b.get("s", "k")))
+        for (const fiber of [writing, filling]) unavailable(fiber)
+        there.stalled = false
+        yield* pass(5)
+        // What was asked for came through, though nobody could say so.
+        assert.strictEqual((yield* now(b.get("s", "k")))?.json, "4")
+        assert.isUndefined(yield* now(b.get("s", "loaded")))
+      })
+    )
+
+    it.effect(`fails when its connection is lost, with ${reads} reads`, () =>
+      Effect.gen(function* () {
+        const stream = new MemoryStream()
+        const link = stream.link()
+        const store = yield* cacheOn(link, { reads })
+        yield* now(store.set("s", [{ key: "k", payload: payload(1) }], undefined))
+        link.stalled = true
+        yield* pass(4.5)
+        link.cut()
+        link.stalled = false
+        yield* pass(0.5)
+        const reading = yield* start(store.get("s", "k"))
+        const reserving = yield* start(store.reserve("s", "k"))
+        yield* pass(2)
+        unavailable(reading)
+        unavailable(reserving)
+        link.heal()
+        yield* pass(1)
+        assert.strictEqual((yield* now(store.get("s", "k")))?.json, "1")
+      })
+    )
+  }
+
+  it.effect("what the log is about to forget is written again, so that who starts has it, unless it was removed", () =>
     Effect.gen(function* () {
       const stream = new MemoryStream()
-      const [here, there] = [stream.link(), stream.link()]
-      const a = yield* cacheOn(here)
-      const b = yield* cacheOn(there)
-      yield* now(a.set("s", [{ key: "k", payload: payload(1) }], undefined))
-      const records = stream.next
-      for (let i = 0; i < 100; i++) assert.strictEqual((yield* b.get("s", "k"))?.json, "1")
-      assert.strictEqual(stream.next, records)
-      there.stalled = true
-      yield* now(a.set("s", [{ key: "k", payload: payload(2) }], undefined))
-      assert.strictEqual((yield* now(b.get("s", "k")))?.json, "1")
-      yield* pass(5)
-      const reading = yield* start(b.get("s", "k"))
-      const reserving = yield* start(b.reserve("s", "k"))
-      yield* pass(2)
-      unavailable(reading)
-      unavailable(reserving)
-      there.stalled = false
-      yield* pass(5)
-      assert.strictEqual((yield* now(b.get("s", "k")))?.json, "2")
+      const options = { maxBytes: 64_000, maxAge: 3_600_000 }
+      const a = yield* cacheOn(stream.link(), {}, options)
+      const b = yield* cacheOn(stream.link(), {}, options)
+      yield* now(a.set("s", [{ key: "forever", payload: payload(1) }], undefined))
+      yield* now(a.set("s", [{ key: "long", payload: payload(2) }], 7_200_000))
+      yield* now(a.set("s", [{ key: "removed", payload: payload(3) }], undefined))
+      const forget = () => {
+        let bytes = 0
+        let left = 0
+        while (left < stream.records.length && bytes < options.maxBytes)
+          bytes += stream.records.at(-++left)!.length + 200
+        if (left < stream.records.length) stream.truncate(left)
+      }
+      const busy = Effect.gen(function* () {
+        for (let i = 0; i < 60; i++) {
+          for (let j = 0; j < 20; j++) yield* now(b.set("other", [{ key: "k", payload: payload(i) }], undefined))
+          yield* pass(1)
+          forget()
+        }
+      })
+      yield* busy
+      assert.isAbove(stream.first, 500)
+      yield* now(b.del("s", ["removed"]))
+      yield* busy
+      const c = yield* cacheOn(stream.link(), {}, options)
+      assert.strictEqual((yield* now(c.get("s", "forever")))?.json, "1")
+      assert.strictEqual((yield* now(c.get("s", "long")))?.json, "2")
+      assert.isUndefined(yield* now(c.get("s", "removed")))
+      const left = (yield* now(c.ttl("s", "long")))!
+      assert.isAtMost(Math.abs(left - (yield* now(a.ttl("s", "long")))!), 1)
+      const { records } = stream
+      const kept = records.filter((body) => body.includes('"fill"') && body.includes("forever"))
+      assert.isAtMost(kept.length, 3, "one for all, now and then")
+    })
+  )
+
+  it.effect("an idle log keeps what is older than its age, too", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const store = yield* cacheOn(stream.link(), {}, { maxAge: 100_000 })
+      yield* now(store.set("s", [{ key: "k", payload: payload(1) }], undefined))
+      yield* pass(80)
+      stream.truncate(80)
+      const late = yield* cacheOn(stream.link())
+      assert.strictEqual((yield* now(late.get("s", "k")))?.json, "1")
     })
   )
 

@@ -3,17 +3,19 @@
  *
  * - A write returns when it has been applied here, and with it everything before it. The other
  *   instances apply it as it reaches them, in the same order: usually within a millisecond.
- * - **Reads are memory reads.** An instance that was cut off answers from memory for
- *   `staleness` (default 4 seconds) at most, and for no longer than it takes to notice;
- *   after that reads fail with `Unavailable`, and a `wrap` loads. `reads: "latest"` has
- *   every read wait until all that was written before it, anywhere, has arrived: a round trip, which the
- *   reads of one turn share.
+ * - **Reads are memory reads.** They see what this instance wrote, and what others did some moments later.
+ *   `reads: "latest"` has every read wait until all that was written before it, anywhere, has arrived: a round
+ *   trip, which the reads of one turn share.
+ * - **Nothing out of date.** An instance that hears nothing answers from memory for `staleness` (4 seconds) at most;
+ *   after that it has misses, and stores no loads. One that knows that its connection is lost fails with
+ *   `Unavailable`, as on every backend.
  * - Who is granted a lock of the same app sees what was cached before it was released.
  * - Memory is bounded by `capacity` (default 128 MiB, keys and payloads as UTF-16): past it, the
  *   cache that takes most drops entries, least recently written first, sparing what
  *   was read since. Entries that were dropped are misses, on this instance.
- * - An instance that starts reads what the log retains. Entries older than that are misses
- *   on it, whatever their ttl.
+ * - **An instance that starts reads what the log retains.** Entries that are about to fall out of it are written
+ *   again by whoever has them, with or without a ttl; when all caches take more than a quarter of what the log
+ *   retains, or no instance runs for long, they may be misses for who starts.
  *
  * @since 0.2.0
  */
@@ -21,9 +23,9 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
+import * as Random from "effect/Random"
 import { CacheStore } from "../../services/CacheStore.ts"
 import type { Instance } from "../../services/Instance.ts"
-import type { Payload } from "../../services/Payload.ts"
 import type { Unavailable } from "../../services/Reason.ts"
 import { CacheFold } from "./log/CacheFold.ts"
 import type { CacheRecord } from "./log/LogRecord.ts"
@@ -42,6 +44,13 @@ export interface Options {
   readonly reads?: "local" | "latest" | undefined
 }
 
+/** Of all that the log retains: how old an entry is when it is written again, at least, and at most; and how often to look. */
+const youngest = 1 / 2
+const oldest = 5 / 8
+const looks = 16
+/** Of what was logged since the last look, what may be written again. */
+const share = 1 / 2
+
 interface Reservation {
   /** The offset that was read up to, and in which beginning of the log. */
   readonly since: number
@@ -50,6 +59,8 @@ interface Reservation {
 
 /** Before every offset: a fill from another log is refused. */
 const never = -2
+/** Of a load while the log has stalled. */
+const none: Reservation = { since: never, beginning: -1 }
 
 /**
  * Makes the store of one instance.
@@ -61,51 +72,86 @@ export const make = (options: Options = {}): Effect.Effect<CacheStore["Service"]
     const log = yield* Log.ReplicatedLog
     const clock = yield* Clock.clockWith(Effect.succeed)
     const { now } = log.timers
+    const wall = () => clock.currentTimeMillisUnsafe()
     const latest = options.reads === "latest"
     const fold = new CacheFold(options.capacity ?? 128 * 1024 * 1024)
 
+    const { maxAge, maxBytes } = log.retention
+    /** Each instance comes to it at an age of its own: the first one spares the others. */
+    const age = youngest + (oldest - youngest) * (yield* Random.next)
+    let bytes = 0
+    let lookedAt = { bytes: 0, now: now() }
+
+    /** Writes again what is about to be forgotten. */
+    const beat = (now: number) => {
+      if (bytes - lookedAt.bytes < maxBytes / looks && now - lookedAt.now < maxAge / looks) return
+      lookedAt = { bytes, now }
+      const since = log.offset()
+      const at = wall()
+      const before = { read: bytes - maxBytes * age, wall: at - maxAge * age }
+      for (const entry of fold.aging(before, (maxBytes / looks) * share, now)) {
+        log.send(() => ({ kind: "fill", at, since, ...entry }))
+      }
+    }
+
     yield* log.attach({
-      begin: (first) => fold.begin(first),
-      apply: ({ offset, record, now, wall }) => {
+      begin: (first) => {
+        bytes = 0
+        lookedAt = { bytes, now: now() }
+        fold.begin(first)
+      },
+      beat,
+      apply: ({ offset, record, now, size, wall }) => {
+        bytes += size
         switch (record.kind) {
           case "set":
           case "del":
           case "reset":
           case "fill":
-            return fold.apply(offset, record, { now, wall })
+            return fold.apply(offset, record, { now, wall, read: bytes })
           default:
             return undefined
         }
       }
     })
 
-    const read = <A>(from: () => A): Effect.Effect<A, Unavailable> => {
-      if (latest) return Effect.map(log.sync, from)
-      return log.isFresh() ? Exit.succeed(from()) : Effect.map(log.fresh, from)
+    const read = <A>(from: () => A, miss: A): Effect.Effect<A, Unavailable> => {
+      if (log.isFresh()) return latest ? Effect.map(log.sync, from) : Exit.succeed(from())
+      return log.isStalled() ? Exit.succeed(miss) : Effect.map(latest ? log.sync : log.fresh, from)
     }
     const write = <A>(record: () => CacheRecord): Effect.Effect<A, Unavailable> =>
       Effect.map(log.append(record), ({ answer }) => answer as A)
-    const wall = () => clock.currentTimeMillisUnsafe()
-
     return CacheStore.of({
       system: "rabbitmq",
       local: !latest,
-      get: (space, key) => read((): Payload | undefined => fold.get(space, key, now())),
-      getMany: (space, keys) => read(() => keys.map((key) => fold.get(space, key, now()))),
+      get: (space, key) => read(() => fold.get(space, key, now()), undefined),
+      getMany: (space, keys) =>
+        read(
+          () => keys.map((key) => fold.get(space, key, now())),
+          keys.map(() => undefined)
+        ),
       set: (space, entries, ttl) =>
         entries.length === 0 ? Exit.void : write(() => ({ kind: "set", space, at: wall(), ttl, entries })),
       del: (space, keys) => (keys.length === 0 ? Exit.succeed(0) : write(() => ({ kind: "del", space, keys }))),
       reset: (space) => write(() => ({ kind: "reset", space })),
-      keys: (space) => read(() => fold.keys(space, now())),
-      ttl: (space, key) => read(() => fold.ttl(space, key, now())),
-      reserve: () => read((): Reservation => ({ since: log.offset(), beginning: log.beginnings() })),
+      keys: (space) => read(() => fold.keys(space, now()), []),
+      ttl: (space, key) => read(() => fold.ttl(space, key, now()), undefined),
+      reserve: () => read((): Reservation => ({ since: log.offset(), beginning: log.beginnings() }), none),
       fill: (space, key, reservation, payload, ttl) =>
         Effect.suspend(() => {
-          const reserved = reservation as Reservation
-          const since = () => (reserved.beginning === log.beginnings() ? reserved.since : never)
+          const { beginning, since } = reservation as Reservation
+          const isSame = () => beginning === log.beginnings()
           // What is known here is known everywhere when the record comes.
-          if (log.isFresh() && !fold.mayFill(space, key, since())) return Exit.succeed(false)
-          return write<boolean>(() => ({ kind: "fill", space, at: wall(), ttl, key, since: since(), payload }))
+          if (!isSame() || (log.isFresh() && !fold.mayFill(space, key, since))) return Exit.succeed(false)
+          return write<boolean>(() => ({
+            kind: "fill",
+            space,
+            at: wall(),
+            ttl,
+            key,
+            since: isSame() ? since : never,
+            payload
+          }))
         }),
       abandon: () => Exit.void
     })

@@ -31,6 +31,7 @@ import type * as Timers from "../../services/internal/Timers.ts"
 import { type Grant, LockStore } from "../../services/LockStore.ts"
 import { Unavailable } from "../../services/Reason.ts"
 import type { AmqpConnection } from "./AmqpConnection.ts"
+import type { Entry } from "./log/Fold.ts"
 import { authorOf, type Lock, LockFold, type Outcome } from "./log/LockFold.ts"
 import type { LockRecord, LogRecord } from "./log/LogRecord.ts"
 import * as Log from "./log/ReplicatedLog.ts"
@@ -58,8 +59,6 @@ const leaseOf = (ttl: number): number => ttl * 1.001 + 10
 const stagger = 50
 /** After which it is said again. */
 const again = 1_000
-/** What RabbitMQ keeps of a record beside its body, in bytes, roughly. */
-const recordOverhead = 200
 /** A lease that nobody waits for is ended that much later. */
 const unhurried = 5_000
 
@@ -251,8 +250,8 @@ export const make = (
     let asked: { readonly offset: number; readonly at: number } | undefined
     const awaitingKnown = new Set<() => void>()
 
-    const apply = (entry: Log.Entry): Outcome | undefined => {
-      bytes += entry.size + recordOverhead
+    const apply = (entry: Entry): Outcome | undefined => {
+      bytes += entry.size
       const { record } = entry
       const outcome = fold.apply(entry, record)
       if (record.kind === "snapshot" || record.kind === "genesis") {

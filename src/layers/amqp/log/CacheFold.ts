@@ -15,6 +15,9 @@
  * their ttl after they arrived here. A clock that is ahead shortens what it
  * writes for others, and is shortened for what it reads.
  *
+ * **The log forgets its beginning.** What an entry's record is about to fall out of the log with is told by
+ * `aging`; written again, as a fill that was reserved now, it changes nothing where it is known already.
+ *
  * No clock is read here: moments come in by argument.
  */
 import type { Payload } from "../../../services/Payload.ts"
@@ -26,6 +29,17 @@ export interface Moment {
   readonly now: number
   /** Unix time. */
   readonly wall: number
+  /** How much of the log has been read, in bytes. */
+  readonly read: number
+}
+
+/** An entry, to be written again. */
+export interface Aging {
+  readonly space: string
+  readonly key: string
+  readonly payload: Payload
+  /** Milliseconds left. */
+  readonly ttl: number | undefined
 }
 
 interface Entry {
@@ -33,6 +47,9 @@ interface Entry {
   /** Monotonic; `Infinity` without a ttl. */
   readonly expiresAt: number
   readonly size: number
+  /** Where in the log it was last written, in bytes, and when, by its author's wall clock. */
+  readonly read: number
+  readonly wall: number
   /** Whether it was read since it came, or since it was last spared. */
   used: boolean
 }
@@ -42,8 +59,9 @@ interface Space {
   size: number
   /** The next entry that a write looks at, to drop it if it has expired. */
   cursor: Iterator<[string, Entry]> | undefined
-  /** Offsets of the last `set` or `del` by key, earliest first. */
+  /** Offsets of the last `set` or `del` by key, earliest first, and the length of all keys. */
   writes: Map<string, number>
+  writesLength: number
   /** Not before the last write of any key that `writes` does not have. */
   floor: number
   /** The offset of the last reset, which wrote all keys. */
@@ -54,6 +72,7 @@ interface Space {
 const entryOverhead = 200
 /** How many last writes a cache remembers. Fills that were reserved before the oldest of them are refused. */
 const rememberedWrites = 10_000
+const rememberedLength = 1_000_000
 
 export class CacheFold {
   private readonly capacity: number
@@ -83,7 +102,7 @@ export class CacheFold {
         const expiresAt = endOf(record, moment)
         for (const { key, payload } of record.entries) {
           this.wrote(space, key, offset)
-          this.put(space, key, payload, expiresAt, moment.now)
+          this.put(space, key, payload, expiresAt, record.at, moment)
         }
         return undefined
       }
@@ -106,7 +125,7 @@ export class CacheFold {
           if (!space.writes.has(record.key) && record.since >= space.emptied) this.drop(space, record.key)
           return false
         }
-        this.put(space, record.key, record.payload, endOf(record, moment), moment.now)
+        this.put(space, record.key, record.payload, endOf(record, moment), record.at, moment)
         return true
     }
   }
@@ -137,6 +156,26 @@ export class CacheFold {
     return mayFill(this.spaceOf(name), key, since)
   }
 
+  /** Entries that were last written before, by either measure: up to so many bytes of them. */
+  aging(before: { readonly read: number; readonly wall: number }, bytes: number, now: number): Array<Aging> {
+    const found: Array<Aging> = []
+    let left = bytes
+    for (const [name, { entries }] of this.spaces) {
+      for (const [key, { expiresAt, payload, read, size, wall }] of entries) {
+        if ((read >= before.read && wall >= before.wall) || expiresAt <= now) continue
+        left -= size
+        if (left < 0) return found
+        found.push({
+          space: name,
+          key,
+          payload,
+          ttl: expiresAt === Number.POSITIVE_INFINITY ? undefined : expiresAt - now
+        })
+      }
+    }
+    return found
+  }
+
   /** Bytes, roughly. */
   get bytes(): number {
     return this.size
@@ -157,11 +196,18 @@ export class CacheFold {
     return undefined
   }
 
-  private put(space: Space, key: string, payload: Payload, expiresAt: number, now: number): void {
+  private put(
+    space: Space,
+    key: string,
+    payload: Payload,
+    expiresAt: number,
+    at: number,
+    { now, read, wall }: Moment
+  ): void {
     this.drop(space, key)
     const size = 2 * (key.length + payload.json.length) + entryOverhead
     if (expiresAt <= now || size > this.capacity) return
-    space.entries.set(key, { payload, expiresAt, size, used: false })
+    space.entries.set(key, { payload, expiresAt, size, read, wall: Math.min(at, wall), used: false })
     space.size += size
     this.size += size
     this.sweep(space, now)
@@ -204,12 +250,14 @@ export class CacheFold {
   }
 
   private wrote(space: Space, key: string, offset: number): void {
-    space.writes.delete(key)
+    if (!space.writes.delete(key)) space.writesLength += key.length
     space.writes.set(key, offset)
-    if (space.writes.size <= this.rememberedWrites) return
-    const [oldest, at] = space.writes.entries().next().value!
-    space.writes.delete(oldest)
-    space.floor = at
+    for (const [oldest, at] of space.writes) {
+      if (space.writes.size <= this.rememberedWrites && space.writesLength <= rememberedLength) return
+      space.writes.delete(oldest)
+      space.writesLength -= oldest.length
+      space.floor = at
+    }
   }
 }
 
@@ -218,6 +266,7 @@ const emptySpace = (floor: number, emptied = -1): Space => ({
   size: 0,
   cursor: undefined,
   writes: new Map(),
+  writesLength: 0,
   floor,
   emptied
 })

@@ -10,7 +10,7 @@
  * - **Fresh means lately proved.** Every own record proves, when it is read, that
  *   the memory is not older than the moment it was sent; there is one each `beat` at
  *   least. When the last proof is older than `staleness` nothing is answered from
- *   memory, and the session is opened again: a tail that stalls gives no stale answers.
+ *   memory: the tail has stalled, and the session is opened again.
  * - **The same log, or from the start.** A session goes on from the last record
  *   that was read, and reads that one again. If it is not the same, byte for
  *   byte, or does not come (the stream was made anew, lost its end, or has forgotten that far),
@@ -39,39 +39,9 @@ import { Instance } from "../../../services/Instance.ts"
 import { Unavailable } from "../../../services/Reason.ts"
 import { AmqpConnection } from "../AmqpConnection.ts"
 import * as AmqpLogStream from "./AmqpLogStream.ts"
+import type { Entry, Fold } from "./Fold.ts"
 import { decode, encode, type LogRecord } from "./LogRecord.ts"
 import type { LogStream, Session } from "./LogStream.ts"
-
-/** A record where it stands in the log. */
-export interface Entry {
-  readonly offset: number
-  /** Epoch plus offset. */
-  readonly fence: number
-  readonly author: string
-  readonly record: LogRecord
-  /** Monotonic milliseconds at which it was read. */
-  readonly now: number
-  /** Unix time in milliseconds at which it was read. */
-  readonly wall: number
-  /** In bytes. */
-  readonly size: number
-}
-
-/** What is made of the log. Nothing here may throw. */
-export interface Fold {
-  /** Forget everything: the log is read from `first`. */
-  readonly begin: (first: number) => void
-  /** The answer for the author, when the record is of this fold's kind. */
-  readonly apply: (entry: Entry) => unknown
-  /** All that was appended before this session has been read. */
-  readonly live?: () => void
-  /** The session has ended. */
-  readonly away?: () => void
-  /** Once each beat, while live. */
-  readonly beat?: (now: number) => void
-  /** Before a clean stop. */
-  readonly close?: () => LogRecord | undefined
-}
 
 /** An own record that was read again. */
 export interface Applied {
@@ -95,7 +65,9 @@ export class ReplicatedLog extends Context.Service<
     readonly isLive: () => boolean
     /** Whether memory is not older than `staleness`. */
     readonly isFresh: () => boolean
-    /** Waits until it is. */
+    /** Whether there is a connection, and nothing was proved for `staleness` all the same. */
+    readonly isStalled: () => boolean
+    /** Waits until memory is fresh. */
     readonly fresh: Effect.Effect<void, Unavailable>
     /** Waits until everything that was appended before has been read. */
     readonly sync: Effect.Effect<void, Unavailable>
@@ -133,6 +105,9 @@ export interface Options {
   readonly eager?: boolean | undefined
 }
 
+/** What RabbitMQ keeps of a record beside its body, in bytes, roughly. */
+const recordOverhead = 200
+
 /** Whoever waits for the log must have a fair chance to see it come back. */
 const reopen = (timeout: number) =>
   Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced(timeout / 10)]).pipe(Schedule.jittered)
@@ -153,6 +128,7 @@ export const make = (
     const { timeout = 5_000, staleness = 4_000, beat = 1_000, eager = false } = options
     const retention = retentionOf(options)
     const clock = yield* Clock.clockWith(Effect.succeed)
+    const run = Effect.runForkWith(yield* Effect.context<never>())
     const timers = yield* Timers.make
     const { now } = timers
     const author = SecureRandom.uuidV4Unsafe().replaceAll("-", "").slice(0, 16)
@@ -168,6 +144,8 @@ export const make = (
     /** The last record that was read. */
     let last: { readonly offset: number; readonly body: Buffer } | undefined
     let provenAt = Number.NEGATIVE_INFINITY
+    let openedAt = 0
+    let stalled = false
     let heardAt = 0
     let beginnings = 0
     /** Whether this session has still to read the last record of the one before. */
@@ -182,8 +160,17 @@ export const make = (
     const awaitingFresh = new Set<(exit: Exit.Exit<void, Unavailable>) => void>()
 
     const isFresh = () => live && now() - provenAt < staleness
+    const isStalled = () => {
+      if (!stalled && session !== undefined && now() - Math.max(provenAt, openedAt) >= staleness) stalled = true
+      return stalled
+    }
     const unavailable = (detail: string, cause?: unknown) => new Unavailable({ backend: "rabbitmq", detail, cause })
-    const late = () => unavailable(`no answer within ${timeout} ms`)
+    /** Why the log could not be opened, since it was last. */
+    let lastError: Unavailable | undefined
+    const late = () => {
+      const why = lastError === undefined ? "" : ` (${lastError.detail})`
+      return unavailable(`no answer within ${timeout} ms${why}`, lastError)
+    }
 
     // --- appending ---
 
@@ -199,6 +186,8 @@ export const make = (
       sending.sent = now()
       sent.set(number, sending)
       session!.append(encode({ author, seq: number, record: sending.make() }), (cause) => {
+        // Without it this session would never be live.
+        if (number === begun) end("its mark was refused")
         if (!sent.delete(number)) return
         settle(sending, Exit.fail(unavailable("the record was refused", cause)))
       })
@@ -243,10 +232,13 @@ export const make = (
         record,
         now: time,
         wall: clock.currentTimeMillisUnsafe(),
-        size: body.length
+        size: body.length + recordOverhead
       }
       const own = envelope.author === author ? sent.get(envelope.seq) : undefined
-      if (own !== undefined) provenAt = Math.max(provenAt, own.sent)
+      if (own !== undefined) {
+        provenAt = Math.max(provenAt, own.sent)
+        stalled = false
+      }
       let answer: unknown
       for (const fold of folds) answer = fold.apply(entry) ?? answer
       if (own === undefined) return
@@ -293,6 +285,8 @@ export const make = (
           onRecord: (offset, body) => {
             if (over) return
             heardAt = now()
+            // Once is enough.
+            if (offset < (checking?.offset ?? (last === undefined ? 0 : last.offset + 1))) return
             if (checking !== undefined) {
               const same = offset === checking.offset && body.equals(checking.body)
               checking = undefined
@@ -321,6 +315,8 @@ export const make = (
           })
         )
         session = opened
+        openedAt = now()
+        lastError = undefined
         end = endThis
         begun = publish({ make: mark, resume: undefined, timer: undefined, sent: 0 })
         return yield* Deferred.await(ended)
@@ -337,6 +333,9 @@ export const make = (
             // A stream that ends before the last record that was read is silent.
             last = undefined
             return end("another log, or none")
+          }
+          if (!stalled && isStalled()) {
+            run(Effect.logWarning("The replicated log on RabbitMQ has stalled; caches have nothing until it goes on"))
           }
           if (time - heardAt > staleness) return end("nothing was heard")
           if (!live) return
@@ -361,7 +360,15 @@ export const make = (
         Effect.forever(
           oneSession.pipe(
             Effect.flatMap((cause) => Effect.logDebug("The session of the log ended", cause)),
-            Effect.tapError((error) => Effect.logDebug("The log cannot be opened", error)),
+            Effect.tapError((error) => {
+              stalled = false
+              if (lastError === undefined) {
+                lastError = error
+                return Effect.logWarning("The replicated log cannot be opened; trying again", error.detail)
+              }
+              lastError = error
+              return Effect.logDebug("The replicated log cannot be opened", error.detail)
+            }),
             Effect.retry(reopen(timeout)),
             Effect.andThen(Effect.sleep("20 millis"))
           )
@@ -429,6 +436,7 @@ export const make = (
         }),
       isLive: () => live,
       isFresh,
+      isStalled,
       fresh,
       sync: Effect.callback<void, Unavailable>(joinSync),
       offset: () => last?.offset ?? -1,
