@@ -33,6 +33,11 @@ class MemoryStream {
     return link
   }
 
+  /** Whether an author has a session. */
+  has(author: string): boolean {
+    return [...this.links].some((link) => link.is(author))
+  }
+
   append(body: Buffer): void {
     this.records.push(body)
     for (const link of this.links) link.wake()
@@ -62,7 +67,9 @@ class Link implements LogStream {
   opened = 0
   private refuses = false
   private readonly stream: MemoryStream
-  private session: { cursor: number; readonly onRecord: (offset: number, body: Buffer) => void } | undefined
+  private session:
+    | { readonly author: string; cursor: number; readonly onRecord: (offset: number, body: Buffer) => void }
+    | undefined
   private onEnd: (cause: unknown) => void = () => {}
   private waking = false
 
@@ -70,12 +77,12 @@ class Link implements LogStream {
     this.stream = stream
   }
 
-  readonly open: LogStream["open"] = ({ from, onEnd, onRecord }) =>
+  readonly open: LogStream["open"] = ({ author, from, onEnd, onRecord }) =>
     Effect.gen({ self: this }, function* () {
       if (this.refuses) return yield* new Unavailable({ backend: "rabbitmq", detail: "refused" })
       this.opened++
       const { first } = this.stream
-      const session = { cursor: from === "first" ? first : Math.max(from, first), onRecord }
+      const session = { author, cursor: from === "first" ? first : Math.max(from, first), onRecord }
       this.session = session
       this.onEnd = onEnd
       yield* Effect.addFinalizer(() =>
@@ -93,9 +100,16 @@ class Link implements LogStream {
             this.refusing--
             queueMicrotask(() => refused("refused"))
           } else if (!this.lossy) this.stream.append(body)
+        },
+        probe: (other, absent) => {
+          if (!this.stream.has(other)) queueMicrotask(absent)
         }
       }
     })
+
+  is(author: string): boolean {
+    return this.session?.author === author
+  }
 
   wake(): void {
     if (this.waking) return
@@ -734,24 +748,35 @@ describe("a lock on the log", () => {
     })
   )
 
-  it.effect("a waiter whose instance died is passed over", () =>
-    Effect.gen(function* () {
-      const stream = new MemoryStream()
-      const link = stream.link()
-      const [a, b, c] = [yield* lockOn(stream.link()), yield* lockOn(link), yield* lockOn(stream.link())]
-      const held = yield* now(a.acquire("s", "k", ttl))
-      yield* start(b.acquire("s", "k", ttl))
-      yield* settle
-      const next = yield* start(c.acquire("s", "k", ttl))
-      yield* settle
-      link.cut()
-      // Ten seconds of silence, and a turn for each who could say so.
-      yield* pass(15)
-      assert.isTrue(yield* now(a.renew(held, ttl)))
-      yield* now(a.release(held))
-      yield* now(c.release(yield* now(Fiber.join(next))))
-    })
-  )
+  for (const [how, end, seconds] of [
+    ["died", (link: Link) => link.cut(), 3],
+    [
+      "is silent for ten seconds",
+      (link: Link) => {
+        link.lossy = true
+        link.stalled = true
+      },
+      15
+    ]
+  ] as const) {
+    it.effect(`a waiter whose instance ${how} is passed over`, () =>
+      Effect.gen(function* () {
+        const stream = new MemoryStream()
+        const link = stream.link()
+        const [a, b, c] = [yield* lockOn(stream.link()), yield* lockOn(link), yield* lockOn(stream.link())]
+        const held = yield* now(a.acquire("s", "k", ttl))
+        yield* start(b.acquire("s", "k", ttl))
+        yield* settle
+        const next = yield* start(c.acquire("s", "k", ttl))
+        yield* settle
+        end(link)
+        yield* pass(seconds)
+        assert.isTrue(yield* now(a.renew(held, ttl)))
+        yield* now(a.release(held))
+        yield* now(c.release(yield* now(Fiber.join(next))))
+      })
+    )
+  }
 
   it.effect("one that was taken for dead waits again, from the end of the line", () =>
     Effect.gen(function* () {

@@ -8,8 +8,9 @@
  *   read the grant or its last renewal, and has said so in the log; for their holder they end earlier, as
  *   it counts from before. A renewal that comes after that record is refused, one
  *   that comes before it makes it void.
- * - **Waiters that died are passed over** when nothing was heard of their instance for 10
- *   seconds. Until then one may be granted the lock and keep it for its ttl. An instance that was cut off that
+ * - **Waiters that died are passed over** when their instance has not been heard of for a moment and its connection is
+ *   gone, two to three seconds after; one that is frozen, or cut off without a word, when nothing was heard of it for
+ *   10 seconds. Until then one may be granted the lock and keep it for its ttl. An instance that was cut off that
  *   long waits again from the end of the line.
  * - **Fences** are an epoch plus the offset of the grant; they increase over a stream that is made
  *   anew, as long as clocks are right.
@@ -335,9 +336,10 @@ export const make = (
         if (now > dueOf(owner) + unhurried + turn) expire(address)
       }
       for (const [other, { at, offset }] of fold.seen) {
-        if (other !== author && now - at > silence + turn) {
-          log.send(() => ({ kind: "gone", author: other, seen: offset }))
-        }
+        const gone = () => void log.send(() => ({ kind: "gone", author: other, seen: offset }))
+        if (other === author) continue
+        if (now - at > silence + turn) gone()
+        else if (now - at > 1.5 * log.beat) log.probe(other, gone)
       }
     }
 

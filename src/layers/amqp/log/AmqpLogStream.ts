@@ -6,6 +6,9 @@
  * comes first, a segment at a time; it always keeps the one being written. RabbitMQ wants
  * the same retention from every instance, for as long as the stream exists.
  *
+ * Every session has an exclusive queue, bound by the name of its author. It goes with the connection: what is
+ * published by that name is returned when the process has died.
+ *
  * RabbitMQ 3.10 never brings back a stream that was made within the last moments before it
  * was killed ("home node is down"): that one has to be deleted by hand.
  */
@@ -29,6 +32,9 @@ export interface Retention {
 const segments = 16
 /** Deliveries on their way before the first has been handled. */
 const prefetch = 1_000
+/** One that every broker has. */
+const directory = "amq.direct"
+const address = (author: string): string => `cohort.log.v1.${author}`
 
 export const make = (amqp: AmqpConnection["Service"], app: string, { maxAge, maxBytes }: Retention): LogStream => {
   const queue = shortName(`cohort.log.v1.${app}`)
@@ -45,9 +51,10 @@ export const make = (amqp: AmqpConnection["Service"], app: string, { maxAge, max
       })
   }
   const properties = { deliveryMode: 2 }
+  const nothing = Buffer.alloc(0)
 
   return {
-    open: ({ from, onEnd, onRecord }) =>
+    open: ({ author, from, onEnd, onRecord }) =>
       Effect.gen(function* () {
         const failed = yield* Deferred.make<never, Unavailable>()
         let over = false
@@ -64,6 +71,13 @@ export const make = (amqp: AmqpConnection["Service"], app: string, { maxAge, max
           used = true
           try {
             await topology.declare(session.channel)
+            const { queue: presence } = await session.channel.assertQueue("", {
+              exclusive: true,
+              durable: false,
+              autoDelete: true,
+              arguments: { "x-queue-type": "classic", "x-max-length": 0 }
+            })
+            await session.channel.bindQueue(presence, directory, address(author))
             await session.channel.prefetch(prefetch)
             await session.consume(queue, deliver(session), { arguments: { "x-stream-offset": from } })
           } catch (error) {
@@ -92,6 +106,14 @@ export const make = (amqp: AmqpConnection["Service"], app: string, { maxAge, max
             amqp.requestPublish({ exchange: "", routingKey: queue, content, properties, topology }, (result) => {
               if (result._tag === "Failure") refused(result.cause)
             })
+          },
+          probe: (other, absent) => {
+            amqp.requestPublish(
+              { exchange: directory, routingKey: address(other), content: nothing, properties: { mandatory: true } },
+              (result) => {
+                if (result._tag === "Success" && !result.value) absent()
+              }
+            )
           }
         }
       })

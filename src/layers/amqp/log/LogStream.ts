@@ -13,6 +13,8 @@ export interface LogStream {
    * the order of their offsets; it does not throw, and is not called within `append`.
    */
   readonly open: (options: {
+    /** Who this is: while it lasts, the session is found by that name. */
+    readonly author: string
     readonly from: number | "first"
     readonly onRecord: (offset: number, body: Buffer) => void
     readonly onEnd: (cause: unknown) => void
@@ -25,4 +27,6 @@ export interface Session {
    * `refused` is called when the broker says that it was not.
    */
   readonly append: (body: Buffer, refused: (cause: unknown) => void) => void
+  /** Asks whether an author has a session; calls back when it has none, as far as the broker has noticed. */
+  readonly probe: (author: string, absent: () => void) => void
 }

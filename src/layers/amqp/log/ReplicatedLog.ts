@@ -58,6 +58,8 @@ export class ReplicatedLog extends Context.Service<
     readonly author: string
     readonly timers: Timers.Timers
     readonly timeout: number
+    /** How often each instance is heard of, at least, in milliseconds. */
+    readonly beat: number
     /** How much the log retains. */
     readonly retention: AmqpLogStream.Retention
     /** Folds the log from its first record on; waits until it has caught up if it is `eager`, but for no longer than the timeout. */
@@ -82,6 +84,8 @@ export class ReplicatedLog extends Context.Service<
      * What comes back takes it back, without a call: `false` when it was sent already.
      */
     readonly send: (make: () => LogRecord, resume?: (exit: Exit.Exit<Applied, Unavailable>) => void) => () => boolean
+    /** Calls back when another instance is not there any more. */
+    readonly probe: (author: string, absent: () => void) => void
     readonly append: (make: () => LogRecord) => Effect.Effect<Applied, Unavailable>
   }
 >()("cohort/layers/amqp/ReplicatedLog") {}
@@ -280,6 +284,7 @@ export const make = (
         isUnchecked = checking !== undefined
         begun = -1
         const opened = yield* stream.open({
+          author,
           from: checking?.offset ?? "first",
           onEnd: endThis,
           onRecord: (offset, body) => {
@@ -424,6 +429,7 @@ export const make = (
       author,
       timers,
       timeout,
+      beat,
       retention,
       attach: (fold) =>
         Effect.suspend(() => {
@@ -446,6 +452,7 @@ export const make = (
         const sending = send(make, resume)
         return () => takeBack(sending)
       },
+      probe: (author, absent) => session?.probe(author, absent),
       append: (make) =>
         Effect.callback<Applied, Unavailable>((resume) => {
           const sending = send(make, resume)
