@@ -1,6 +1,6 @@
 /**
  * One process of a fault test: takes and gives back locks as it is told, a line of JSON each,
- * and says what comes of it. `node lock-worker.ts <redis url>`
+ * and says what comes of it. `node lock-worker.ts <url of Redis or RabbitMQ> <app>`
  */
 import { createInterface } from "node:readline"
 import * as Deferred from "effect/Deferred"
@@ -9,7 +9,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import { Instance, Lock } from "../../src/index.ts"
-import { RedisConnection, RedisLockStore } from "../../src/layers/redis/index.ts"
+import { lockStore } from "./lockStore.ts"
 
 /** `hold` takes a lock and holds it until `release` names it. */
 export type Order =
@@ -29,9 +29,8 @@ export interface Report {
 
 const runtime = ManagedRuntime.make(
   Lock.layer.pipe(
-    Layer.provide(RedisLockStore.layer),
-    Layer.provide(RedisConnection.layer({ url: process.argv[2]!, timeout: "1 second" })),
-    Layer.provide(Instance.layer({ app: "fault" })),
+    Layer.provide(lockStore(process.argv[2]!, { timeout: "1 second" })),
+    Layer.provide(Instance.layer({ app: process.argv[3]! })),
     Layer.provideMerge(Logger.layer([]))
   )
 )

@@ -1,54 +1,10 @@
 /** Locks on Redis while processes die, stop and lose their connections, and Redis does too. */
-import { spawn } from "node:child_process"
-import { createInterface } from "node:readline"
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as RedisServer from "../servers/RedisServer.ts"
 import * as TcpProxy from "../servers/TcpProxy.ts"
-import type { Order, Report } from "./lock-worker.ts"
-
-const script = (name: string) => new URL(name, import.meta.url).pathname
-
-/** A process of its own, which takes locks when told to. */
-const startWorker = (url: string) =>
-  Effect.gen(function* () {
-    const worker = yield* Effect.acquireRelease(
-      Effect.sync(() =>
-        spawn(process.execPath, [script("./lock-worker.ts"), url], { stdio: ["pipe", "pipe", "inherit"] })
-      ),
-      (worker) => Effect.sync(() => worker.kill("SIGKILL"))
-    )
-    worker.stdin.on("error", () => undefined)
-    const reports: Array<Report> = []
-    createInterface({ input: worker.stdout }).on("line", (line) => reports.push(JSON.parse(line)))
-    const order = (order: Order) => Effect.sync(() => void worker.stdin.write(`${JSON.stringify(order)}\n`))
-    const find = (name: string, what: Report["what"]) =>
-      reports.find((report) => report.name === name && report.what === what)
-    /** Waits for a report. */
-    const hears = (name: string, what: Report["what"], within = 15_000) =>
-      Effect.promise(async () => {
-        const failure = () => `never ${what}: ${name}; heard ${JSON.stringify(reports)}`
-        await RedisServer.waitUntil(() => find(name, what) !== undefined, failure, within)
-        return find(name, what)!
-      })
-    yield* hears("", "ended")
-    return {
-      hold: (name: string, options: { readonly ttl: number; readonly key?: string }) =>
-        order({ op: "hold", name, key: "k", ...options }),
-      release: (name: string) => order({ op: "release", name }),
-      hears,
-      fence: (name: string, within?: number) => Effect.map(hears(name, "granted", within), ({ fence }) => fence!),
-      has: (name: string, what: Report["what"]) => find(name, what) !== undefined,
-      signal: (signal: NodeJS.Signals) => Effect.sync(() => void worker.kill(signal))
-    }
-  })
-
-const workersOn = (url: string, count: number) =>
-  Effect.all(
-    Array.from({ length: count }, () => startWorker(url)),
-    { concurrency: "unbounded" }
-  )
+import { soak, startWorker, workersOn } from "./locks.ts"
 
 const proxied = (server: RedisServer.RedisServer) =>
   Effect.map(TcpProxy.make({ host: "127.0.0.1", port: server.port }), (proxy) => ({
@@ -259,18 +215,6 @@ describe.concurrent("a lock on Redis", () => {
 const channels = (server: RedisServer.RedisServer) =>
   Effect.map(server.command("pubsub", "channels", "cohort:lock:*"), (names) => names as ReadonlyArray<string>)
 
-/** The short form of `node test/fault/soak/lock.ts`. */
 describe("soak", () => {
-  it.live(
-    "never two good leases while processes are killed and frozen",
-    () =>
-      Effect.promise(async () => {
-        const driver = spawn(process.execPath, [script("./soak/lock.ts"), "8"], { stdio: ["ignore", "pipe", "pipe"] })
-        let output = ""
-        for (const stream of [driver.stdout, driver.stderr]) stream.on("data", (text) => (output += text))
-        const code = await new Promise((resolve) => driver.once("exit", resolve))
-        assert.strictEqual(code, 0, output)
-      }),
-    90_000
-  )
+  it.live("never two good leases while processes are killed and frozen", () => soak("redis", 8), 90_000)
 })

@@ -1,7 +1,7 @@
 /**
  * One process of the soak: fibers that take locks in every way there is, and tell
  * the witness. It ends with its input.
- * `node lock-worker.ts <redis url> <fibers> <ttl, ms> <key>...`
+ * `node lock-worker.ts <url of the locks> <redis url of the witness> <fibers> <ttl, ms> <key>...`
  */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -9,12 +9,18 @@ import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import { Redis } from "ioredis"
 import { Instance, Lock, LockStore } from "../../../src/index.ts"
-import { RedisConnection, RedisLockStore } from "../../../src/layers/redis/index.ts"
+import { lockStore } from "../lockStore.ts"
 import { tell } from "./lock-witness.ts"
 
-const [url, fibers, ttlMillis, ...keys] = process.argv.slice(2) as [string, string, string, ...Array<string>]
+const [url, witnessUrl, fibers, ttlMillis, ...keys] = process.argv.slice(2) as [
+  string,
+  string,
+  string,
+  string,
+  ...Array<string>
+]
 const ttl = Number(ttlMillis)
-const witness = new Redis(url)
+const witness = new Redis(witnessUrl)
 witness.on("error", () => undefined)
 
 const monotonic = () => Number(process.hrtime.bigint()) / 1e6
@@ -25,9 +31,9 @@ const oneIn = (n: number) => below(n) === 0
 const good = new Map<string, number>()
 const nameOf = (grant: { readonly key: string; readonly fence: number }) => `${grant.fence} ${grant.key}`
 
-const Store = Layer.effect(
+const Noted = Layer.effect(
   LockStore.LockStore,
-  Effect.map(RedisLockStore.make, (store) => {
+  Effect.map(LockStore.LockStore, ({ request: _, ...store }) => {
     const note = (grant: LockStore.Grant, from: number, millis: number) => good.set(nameOf(grant), from + millis)
     return {
       ...store,
@@ -53,8 +59,8 @@ const Store = Layer.effect(
 )
 
 const Locks = Lock.layer.pipe(
-  Layer.provide(Store),
-  Layer.provide(RedisConnection.layer({ url, timeout: "2 seconds" })),
+  Layer.provide(Noted),
+  Layer.provide(lockStore(url, { timeout: "2 seconds", lazy: true })),
   Layer.provide(Instance.layer({ app: "soak" }))
 )
 
