@@ -13,5 +13,5 @@ const stores = (options: AmqpCacheStore.Options) =>
     AmqpPubSubTransport.layer
   )
 
-suite(amqpPart(stores({}), { readsFollowWrites: false }))
-suite(amqpPart(stores({ reads: "latest" }), {}, "rabbitmq, with latest reads"))
+suite(amqpPart(stores({}), { delays: false, features: { readsFollowWrites: false } }))
+suite(amqpPart(stores({ reads: "latest" }), { delays: false, name: "rabbitmq, with latest reads" }))

@@ -15,7 +15,7 @@ import { suite } from "../../src/testing/contracts/lock.ts"
 import * as RabbitServer from "../servers/RabbitServer.ts"
 import { amqpPart } from "./amqp.ts"
 
-suite(amqpPart(AmqpLockStore.layer), { propertyRuns: 40 })
+suite(amqpPart(AmqpLockStore.layer, { delays: false }), { propertyRuns: 40 })
 
 /** The stores of one instance, on connections of its own. */
 const storesOn = (url: string, app: string, options: Log.Options = {}) =>

@@ -2,38 +2,52 @@
  * The RabbitMQ backend, for the contract suites: one private broker for a file, and
  * connections of its own for every instance, through a proxy that can cut it off.
  */
+import { beforeAll } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Schedule from "effect/Schedule"
 import type { Instance } from "../../src/index.ts"
 import * as AmqpDelays from "../../src/layers/amqp/AmqpDelays.ts"
 import { AmqpConnection } from "../../src/layers/amqp/index.ts"
 import { type Backend, type Features, onServer, type Stores } from "../../src/testing/contracts/Backend.ts"
 import * as RabbitServer from "../servers/RabbitServer.ts"
 
-/** The broker of this file. The ladder that delays step down takes it seconds to make, once, which no test is about. */
-let prepared: Promise<string> | undefined
-const broker = Effect.flatMap(RabbitServer.sharedUrl, (url) =>
-  Effect.promise(() => {
-    const prepare = Effect.gen(function* () {
-      const amqp = yield* AmqpConnection.make({ url, timeout: "1 minute" })
-      yield* amqp.call((channel) => AmqpDelays.declare(channel, AmqpDelays.steps - 1))
-      return url
-    })
-    prepared ??= Effect.runPromise(Effect.scoped(prepare))
-    return prepared
+/** The ladder that delays step down takes RabbitMQ seconds to make, once, which no test is about. */
+const prepare = (url: string) =>
+  Effect.gen(function* () {
+    const amqp = yield* AmqpConnection.make({ url, timeout: "1 minute" })
+    yield* amqp.call((channel) => AmqpDelays.declare(channel, AmqpDelays.steps - 1))
   })
-)
+
+interface Options {
+  readonly name?: string
+  readonly features?: Partial<Features>
+  /** Whether its tests are about delays. Default `true`. */
+  readonly delays?: boolean
+}
 
 /** Some stores on RabbitMQ. */
 export const amqpPart = <S extends Stores>(
   part: Layer.Layer<S, unknown, Instance.Instance | AmqpConnection.AmqpConnection>,
-  features: Partial<Features> = {},
-  name = "rabbitmq"
-): Backend =>
-  onServer({
+  { delays = true, features, name = "rabbitmq" }: Options = {}
+): Backend => {
+  beforeAll(async () => {
+    const url = await Effect.runPromise(RabbitServer.sharedUrl)
+    if (delays) await Effect.runPromise(Effect.scoped(prepare(url)))
+  }, 120_000)
+  return onServer({
     name,
     features: { deduplicates: false, attemptsOutliveCuts: false, ...features },
-    url: broker,
+    url: RabbitServer.sharedUrl,
     port: 5672,
-    stores: (url) => Layer.provide(part, AmqpConnection.layer({ url, timeout: "1 second", heartbeat: "1 second" }))
+    stores: (url) =>
+      Layer.provide(
+        part,
+        // On a busy machine it takes a while to be connected.
+        Layer.effect(
+          AmqpConnection.AmqpConnection,
+          Effect.retry(AmqpConnection.make({ url, timeout: "3 seconds" }), Schedule.recurs(5))
+        )
+      )
   })
+}

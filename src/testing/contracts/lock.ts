@@ -267,9 +267,9 @@ export const suite = (backend: Backend, options: { readonly propertyRuns?: numbe
       test("a lease is renewed while its holder's scope is open", (cluster) =>
         Effect.gen(function* () {
           const [a, b] = yield* two(cluster)
-          const holder = yield* hold(a, "acquired", { ttl: "600 millis" })
+          const holder = yield* hold(a, "acquired", { ttl: "1500 millis" })
           const work = yield* gated<number>()
-          const worker = yield* start(a.run(Lock.runExclusive("run", work.effect, { ttl: "600 millis" })))
+          const worker = yield* start(a.run(Lock.runExclusive("run", work.effect, { ttl: "1500 millis" })))
           const waiter = yield* start(pass(b, "run"))
           for (let i = 0; i < 8; i++) {
             yield* backend.advance("350 millis")
