@@ -29,9 +29,10 @@ export type StoreName = "cache" | "lock" | "pubsub" | "queue"
  *
  * - `Granted`, `Renewed`, `Released`: a lease as its holder sees it; `until` is when it ends for the holder.
  * - `Entered`, `Left`: work under `Lock.runExclusive` began, and ended.
- * - `Published`, `Taken`, `Settled`, `Redriven`, `Discarded`: jobs. `accepted` is whether the queue took it so.
+ * - `Publishing`, `Published`, `Taken`, `Settled`, `Redriving`, `Redriven`, `Discarded`: jobs. `accepted` is whether the
+ *   queue took it so, `undefined` when it did not answer. A job may be taken, and done, between `Publishing` and `Published`.
  * - `Stored`, `Removed`: cache entries; `keys` is `undefined` when the whole cache was reset.
- * - `Broadcast`, `Delivered`, `Lost`, `Gap`: messages.
+ * - `Broadcast`, `Sent`, `Delivered`, `Lost`, `Gap`: messages. `number` tells which broadcast was sent.
  * - `Refused`: a fault made an operation fail, `before` or `after` it took effect.
  *
  * @since 0.2.0
@@ -52,7 +53,13 @@ export type What =
     }
   | { readonly _tag: "Released"; readonly key: string; readonly fence: number }
   | { readonly _tag: "Entered" | "Left"; readonly key: string; readonly fence: number }
-  | { readonly _tag: "Published"; readonly channel: string; readonly id: string; readonly accepted: boolean }
+  | { readonly _tag: "Publishing"; readonly channel: string; readonly id: string }
+  | {
+      readonly _tag: "Published"
+      readonly channel: string
+      readonly id: string
+      readonly accepted: boolean | undefined
+    }
   | { readonly _tag: "Taken"; readonly channel: string; readonly id: string; readonly attempt: number }
   | {
       readonly _tag: "Settled"
@@ -62,9 +69,14 @@ export type What =
       readonly outcome: Outcome["_tag"]
       readonly accepted: boolean
     }
-  | { readonly _tag: "Redriven" | "Discarded"; readonly channel: string; readonly ids: ReadonlyArray<string> | "all" }
+  | {
+      readonly _tag: "Redriving" | "Redriven" | "Discarded"
+      readonly channel: string
+      readonly ids: ReadonlyArray<string> | "all"
+    }
   | { readonly _tag: "Stored" | "Removed"; readonly cache: string; readonly keys: ReadonlyArray<string> | undefined }
-  | { readonly _tag: "Broadcast"; readonly channel: string; readonly message: unknown }
+  | { readonly _tag: "Broadcast"; readonly channel: string; readonly message: unknown; readonly number: number }
+  | { readonly _tag: "Sent"; readonly channel: string; readonly number: number }
   | { readonly _tag: "Delivered"; readonly channel: string; readonly from: string; readonly message: unknown }
   | { readonly _tag: "Lost"; readonly channel: string; readonly from: string; readonly message: unknown }
   | { readonly _tag: "Gap"; readonly channel: string }

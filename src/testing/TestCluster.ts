@@ -37,26 +37,24 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Random from "effect/Random"
+import * as References from "effect/References"
 import * as Schema from "effect/Schema"
 import * as Scheduler from "effect/Scheduler"
 import * as Scope from "effect/Scope"
-import type { TestClock } from "effect/testing"
 import * as Cohort from "../layers/Cohort.ts"
-import * as CacheStore from "../services/CacheStore.ts"
-import * as EventQueueStore from "../services/EventQueueStore.ts"
 import * as Instance from "../services/Instance.ts"
 import * as Timers from "../services/internal/Timers.ts"
 import * as Lock from "../services/Lock.ts"
-import * as LockStore from "../services/LockStore.ts"
 import type * as Plugin from "../services/Plugin.ts"
 import * as PluginHost from "../services/PluginHost.ts"
-import * as PubSubTransport from "../services/PubSubTransport.ts"
 import * as Uuid from "../services/Uuid.ts"
 import * as Backend from "./Backend.ts"
 import { Network, type Policy } from "./internal/Network.ts"
+import { Member } from "./internal/Member.ts"
 import * as Observed from "./internal/observed.ts"
+import { passingTime } from "./internal/passingTime.ts"
 import { Prng } from "./internal/Prng.ts"
-import { Process, type ProcessState } from "./internal/Process.ts"
+import { Process } from "./internal/Process.ts"
 import type { Observation, Operation, StoreName, What } from "./Observation.ts"
 
 /**
@@ -73,10 +71,10 @@ export type Services = Cohort.Services | PluginHost.PluginHost
  */
 export class InstanceDown extends Schema.TaggedError<InstanceDown>("cohort/testing/InstanceDown")("InstanceDown", {
   instance: Schema.Number,
-  state: Schema.Literals(["stopped", "crashed"])
+  state: Schema.Literals(["starting", "stopped", "crashed"])
 }) {
   override get message(): string {
-    return `instance ${this.instance} has ${this.state}`
+    return `instance ${this.instance} ${this.state === "starting" ? "is starting" : `has ${this.state}`}`
   }
 }
 
@@ -127,7 +125,7 @@ export interface TestCluster<S = never> {
     instance: number,
     effect: Effect.Effect<A, E, R>
   ) => Effect.Effect<A, E, Exclude<R, Services | S | Scope.Scope>>
-  readonly state: (instance: number) => "running" | "frozen" | "stopped" | "crashed"
+  readonly state: (instance: number) => "starting" | "running" | "frozen" | "stopped" | "crashed"
   /** The id an instance runs under: its number, and from the second start on which start it is (`"1.2"`). */
   readonly id: (instance: number) => string
   /**
@@ -137,7 +135,7 @@ export interface TestCluster<S = never> {
   readonly stop: (instance: number) => Effect.Effect<void>
   /** Ends an instance as a kill would. */
   readonly crash: (instance: number) => Effect.Effect<void>
-  /** Starts an instance again, after ending it if need be. */
+  /** Starts an instance again, after killing it if need be; dies when it does not start. */
   readonly restart: (instance: number) => Effect.Effect<void>
   readonly freeze: (instance: number) => Effect.Effect<void>
   readonly thaw: (instance: number) => Effect.Effect<void>
@@ -208,25 +206,6 @@ export interface TestCluster<S = never> {
 
 type RequirementsOf<P> = P extends Plugin.Plugin<string, any, infer R> ? R : never
 
-interface Failing {
-  readonly operation: string
-  readonly when: "before" | "after"
-  left: number
-}
-
-/** One instance, over all its starts. */
-interface Member {
-  readonly index: number
-  starts: number
-  id: string
-  process: Process
-  scope: Scope.Closeable
-  /** What effects that run here have in context. */
-  context: Context.Context<never>
-  cut: boolean
-  failing: Array<Failing>
-}
-
 /**
  * Starts instances of a host with plugins. What the plugins and the services of an instance require beyond
  * Cohort's is taken from the test's context, and shared. They stop with the scope.
@@ -252,6 +231,8 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>, S = never,
     const random = new Prng(`${options.seed ?? 0}`)
     const backend = yield* options.backend ?? Backend.memory
     const network = new Network(timers, new Prng(`${options.seed ?? 0} network`))
+    /** One process for each start of each instance. */
+    const newProcess = () => new Process(scheduler, clock, runFork)
     const listeners = new Set<(observation: Observation) => void>()
     const delivered: Array<Observation & { readonly _tag: "Delivered" }> = []
     const members: Array<Member> = []
@@ -268,37 +249,11 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>, S = never,
       note: (what) => note(member.index, what),
       receive: (task) => process.receive(task),
       send: (channel, from, deliver) => network.send({ channel, from, to: member.id }, deliver),
-      failing: (operation) => {
-        const { failing } = member
-        if (failing.length === 0) return undefined
-        const found = failing.find((one) => operation === one.operation || operation.startsWith(`${one.operation}.`))
-        if (found === undefined) return undefined
-        if (--found.left <= 0) failing.splice(failing.indexOf(found), 1)
-        return found.when
-      }
+      failing: (operation) => member.refuses(operation)
     })
 
     const layerOf = (member: Member, probe: Observed.Probe) => {
-      const stores = Layer.mergeAll(
-        Layer.effect(
-          CacheStore.CacheStore,
-          Effect.map(CacheStore.CacheStore, (store) => Observed.cacheStore(store, probe))
-        ),
-        Layer.effect(
-          LockStore.LockStore,
-          Effect.map(LockStore.LockStore, (store) => Observed.lockStore(store, probe))
-        ),
-        Layer.effect(
-          EventQueueStore.EventQueueStore,
-          Effect.map(EventQueueStore.EventQueueStore, (store) => Observed.eventQueueStore(store, probe))
-        ),
-        Layer.effect(
-          PubSubTransport.PubSubTransport,
-          Effect.map(PubSubTransport.PubSubTransport, (transport) =>
-            Observed.pubSubTransport(transport, probe, member.id)
-          )
-        )
-      ).pipe(Layer.provide(backend.layer))
+      const stores = Observed.stores(probe, member.id).pipe(Layer.provide(backend.layer))
       const locks = Layer.effect(
         Lock.Lock,
         Effect.map(Lock.Lock, (lock) => Observed.lock(lock, probe))
@@ -311,22 +266,30 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>, S = never,
       ) as unknown as Layer.Layer<S | Services, PluginHost.PluginError | E>
     }
 
-    const ended = (member: Member) => () =>
-      Effect.die(new InstanceDown({ instance: member.index, state: down(member.process.state) }))
+    const ended = (member: Member) => () => {
+      const { index, state } = member
+      return Effect.die(
+        new InstanceDown({ instance: index, state: state === "running" || state === "frozen" ? "crashed" : state })
+      )
+    }
 
     /** Runs an effect in the process of an instance as it is now. */
     const run = <A, E2, R2>(member: Member, effect: Effect.Effect<A, E2, R2>): Effect.Effect<A, E2, R2> =>
       Effect.contextWith((caller: Context.Context<R2>) =>
-        member.process.run(effect, Context.merge(caller, member.context), ended(member))
+        member.state === "starting"
+          ? ended(member)()
+          : member.process.run(effect, Context.merge(caller, member.context), ended(member))
       )
 
     const start = (member: Member) =>
       Effect.gen(function* () {
         member.starts++
         member.id = member.starts === 1 ? `${member.index}` : `${member.index}.${member.starts}`
-        member.cut = false
+        member.ready = false
+        // Whoever is cut off is so after a restart, too.
+        if (member.cut) yield* backend.disconnect(member.id)
         const skew = member.process.skew
-        member.process = new Process(scheduler, clock, runFork)
+        member.process = newProcess()
         member.process.skew = skew
         member.scope = yield* Scope.make()
         const dice = new Prng(`${random.next()} ${member.id}`)
@@ -335,7 +298,8 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>, S = never,
           Context.add(Random.Random, dice),
           Context.add(SecureRandom.SecureRandom, dice.secure()),
           Context.add(Uuid.Generator, dice.uuid),
-          Context.add(Scope.Scope, member.scope)
+          Context.add(Scope.Scope, member.scope),
+          Context.add(References.CurrentLogAnnotations, { instance: member.id })
         ) as Context.Context<never>
         const layer = layerOf(member, probeOf(member, member.process))
         const built = yield* member.process.run(
@@ -344,6 +308,7 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>, S = never,
           ended(member)
         )
         member.context = Context.merge(member.context, built as Context.Context<never>)
+        member.ready = true
         // Fibers that were forked get to begin: workers are there before the first job.
         yield* Effect.yieldNow
       }).pipe(Effect.onError(() => end(member, "crashed")))
@@ -354,11 +319,10 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>, S = never,
         return backend.crash(member.id)
       })
 
-    const isUp = (member: Member) => member.process.state === "running" || member.process.state === "frozen"
-
+    /** A clean stop; the caller lets time pass. */
     const close = (member: Member) =>
       Effect.suspend(() => {
-        if (!isUp(member)) return Effect.void
+        if (!member.isUp) return Effect.void
         member.process.thaw()
         return member.process
           .run(Scope.close(member.scope, Exit.void), Context.merge(context, member.context), () => Effect.interrupt)
@@ -386,11 +350,7 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>, S = never,
       Effect.forEach(members, (member) => (member.process.state === "frozen" ? end(member, "crashed") : stop(member)))
     )
     for (let index = 0; index < instances; index++) {
-      const scope = yield* Scope.make()
-      const process = new Process(scheduler, clock, runFork)
-      const member: Member = {
-        ...{ index, starts: 0, id: "", process, scope, context: Context.empty(), cut: false, failing: [] }
-      }
+      const member = new Member(index, newProcess(), yield* Scope.make(), Context.empty())
       members.push(member)
       yield* start(member)
     }
@@ -404,14 +364,14 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>, S = never,
     const cluster: TestCluster<S> = {
       size: instances,
       on: (instance, effect) => with_(instance, (member) => run(member, effect)) as never,
-      state: (instance) => memberOf(instance).process.state,
+      state: (instance) => memberOf(instance).state,
       id: (instance) => memberOf(instance).id,
       stop: (instance) => with_(instance, stop),
-      crash: (instance) => with_(instance, (member) => (isUp(member) ? end(member, "crashed") : Effect.void)),
+      crash: (instance) => with_(instance, (member) => (member.isUp ? end(member, "crashed") : Effect.void)),
       restart: (instance) =>
         with_(instance, (member) =>
           Effect.andThen(
-            isUp(member) ? end(member, "crashed") : Effect.void,
+            member.isUp ? end(member, "crashed") : Effect.void,
             Effect.orDie(start(member) as Effect.Effect<void, unknown>)
           )
         ),
@@ -479,22 +439,3 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>, S = never,
     }
     return cluster
   }) as never
-
-const down = (state: ProcessState): "stopped" | "crashed" => (state === "stopped" ? "stopped" : "crashed")
-
-/** Runs what may wait for time to pass, such as a drain, and lets it pass on a test clock until it has ended. */
-const passingTime = (
-  clock: Clock.Clock,
-  effect: Effect.Effect<void>,
-  giveUp: Effect.Effect<void>
-): Effect.Effect<void> => {
-  const { adjust } = clock as Partial<TestClock.TestClock>
-  if (adjust === undefined) return effect
-  return Effect.gen(function* () {
-    const fiber = yield* Effect.forkChild(effect, { startImmediately: true })
-    for (let seconds = 0; fiber.pollUnsafe() === undefined; seconds++) {
-      if (seconds === 600) yield* giveUp
-      yield* adjust("1 second")
-    }
-  })
-}

@@ -4,5 +4,7 @@
  * @since 0.2.0
  */
 export * as Backend from "./Backend.ts"
+export * as Invariant from "./Invariant.ts"
 export * as Observation from "./Observation.ts"
+export * as Simulation from "./Simulation.ts"
 export * as TestCluster from "./TestCluster.ts"

@@ -15,7 +15,7 @@ import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import type { Scheduler, SchedulerDispatcher } from "effect/Scheduler"
 
-export type ProcessState = "running" | "frozen" | "stopped" | "crashed"
+type ProcessState = "running" | "frozen" | "stopped" | "crashed"
 
 export class Process {
   /** Milliseconds by which its wall clock is ahead. */

@@ -6,6 +6,7 @@
  */
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
 import { CacheStore } from "../../services/CacheStore.ts"
 import { EventQueueStore, type Worker } from "../../services/EventQueueStore.ts"
 import { settled } from "../../services/internal/settled.ts"
@@ -32,12 +33,16 @@ export const nameOf = (address: string): string => {
   return last.replace(/%25|%3A/g, (code) => (code === "%25" ? "%" : ":"))
 }
 
+/** Whether a channel is one that authors declare; the others are the services' own. */
+const isTold = (address: string): boolean => /^[^:]*:(topic|sync):/.test(address)
+
 const guarded =
   ({ failing, note }: Probe) =>
   <A>(
     operation: Operation,
     run: () => Effect.Effect<A, Unavailable>,
-    noted?: (answer: A) => void
+    noted?: (answer: A) => void,
+    unanswered?: () => void
   ): Effect.Effect<A, Unavailable> => {
     const when = failing(operation)
     if (when !== undefined) note({ _tag: "Refused", operation, when })
@@ -48,14 +53,16 @@ const guarded =
     const told =
       noted === undefined || known !== undefined
         ? answer
-        : Effect.tap(answer, (value) => Effect.sync(() => noted(value)))
+        : Effect.onExit(answer, (exit) =>
+            Effect.sync(() => (Exit.isSuccess(exit) ? noted(exit.value) : unanswered?.()))
+          )
     return when === undefined ? told : Effect.flatMap(told, () => Effect.fail(refusal(operation, when)))
   }
 
 const refusal = (operation: Operation, when: "before" | "after") =>
   new Unavailable({ backend: "simulated", detail: `${operation} fails ${when} it takes effect` })
 
-export const cacheStore = (store: CacheStore["Service"], probe: Probe): CacheStore["Service"] => {
+const cacheStore = (store: CacheStore["Service"], probe: Probe): CacheStore["Service"] => {
   const guard = guarded(probe)
   const stored = (space: string, keys: ReadonlyArray<string>) =>
     probe.note({ _tag: "Stored", cache: nameOf(space), keys })
@@ -98,7 +105,7 @@ export const cacheStore = (store: CacheStore["Service"], probe: Probe): CacheSto
   })
 }
 
-export const lockStore = (store: LockStore["Service"], probe: Probe): LockStore["Service"] => {
+const lockStore = (store: LockStore["Service"], probe: Probe): LockStore["Service"] => {
   const guard = guarded(probe)
   const granted = ({ fence, key, since }: Grant, ttl: number) =>
     probe.note({ _tag: "Granted", key, fence, until: since + ttl })
@@ -153,22 +160,34 @@ export const lockStore = (store: LockStore["Service"], probe: Probe): LockStore[
   })
 }
 
-export const pubSubTransport = (
+const pubSubTransport = (
   transport: PubSubTransport["Service"],
   probe: Probe,
   to: string
 ): PubSubTransport["Service"] => {
   const guard = guarded(probe)
+  let broadcasts = 0
   return PubSubTransport.of({
     system: transport.system,
     publish: (address, message) =>
-      guard(
-        "pubsub.publish",
-        () => transport.publish(address, message),
-        () => probe.note({ _tag: "Broadcast", channel: nameOf(address), message: message.payload.tree })
-      ),
+      isTold(address)
+        ? Effect.suspend(() => {
+            const channel = nameOf(address)
+            const number = broadcasts++
+            return guard(
+              "pubsub.publish",
+              () => {
+                // Before it is heard: that happens in the call.
+                probe.note({ _tag: "Broadcast", channel, message: message.payload.tree, number })
+                return transport.publish(address, message)
+              },
+              () => probe.note({ _tag: "Sent", channel, number })
+            )
+          })
+        : guard("pubsub.publish", () => transport.publish(address, message)),
     subscribe: (address, onMessage, onGap) => {
       const channel = nameOf(address)
+      const told = isTold(address)
       return Effect.suspend(() => {
         const when = probe.failing("pubsub.subscribe")
         if (when !== undefined) {
@@ -180,7 +199,9 @@ export const pubSubTransport = (
           (message) => {
             const { from, payload, toSelf } = message
             if (from === to && !toSelf) return onMessage(message)
-            const note = (_tag: "Delivered" | "Lost") => probe.note({ _tag, channel, from, message: payload.tree })
+            const note = (_tag: "Delivered" | "Lost") => {
+              if (told) probe.note({ _tag, channel, from, message: payload.tree })
+            }
             const arrives = probe.send(channel, from, () =>
               probe.receive(() => {
                 note("Delivered")
@@ -191,7 +212,7 @@ export const pubSubTransport = (
           },
           () =>
             probe.receive(() => {
-              probe.note({ _tag: "Gap", channel })
+              if (told) probe.note({ _tag: "Gap", channel })
               onGap()
             })
         )
@@ -200,7 +221,7 @@ export const pubSubTransport = (
   })
 }
 
-export const eventQueueStore = (store: EventQueueStore["Service"], probe: Probe): EventQueueStore["Service"] => {
+const eventQueueStore = (store: EventQueueStore["Service"], probe: Probe): EventQueueStore["Service"] => {
   const guard = guarded(probe)
   const worker = (address: string, worker: Worker): Worker => {
     const channel = nameOf(address)
@@ -234,8 +255,12 @@ export const eventQueueStore = (store: EventQueueStore["Service"], probe: Probe)
     publish: (address, job) =>
       guard(
         "queue.publish",
-        () => store.publish(address, job),
-        (accepted) => probe.note({ _tag: "Published", channel: nameOf(address), id: job.id, accepted })
+        () => {
+          probe.note({ _tag: "Publishing", channel: nameOf(address), id: job.id })
+          return store.publish(address, job)
+        },
+        (accepted) => probe.note({ _tag: "Published", channel: nameOf(address), id: job.id, accepted }),
+        () => probe.note({ _tag: "Published", channel: nameOf(address), id: job.id, accepted: undefined })
       ),
     worker: (address, options) =>
       Effect.map(
@@ -251,15 +276,18 @@ export const eventQueueStore = (store: EventQueueStore["Service"], probe: Probe)
     redrive: (address, ids) =>
       guard(
         "queue.redrive",
-        () => store.redrive(address, ids),
+        () => {
+          probe.note({ _tag: "Redriving", channel: nameOf(address), ids })
+          return store.redrive(address, ids)
+        },
+        () => probe.note({ _tag: "Redriven", channel: nameOf(address), ids }),
         () => probe.note({ _tag: "Redriven", channel: nameOf(address), ids })
       ),
     discard: (address, ids) =>
-      guard(
-        "queue.discard",
-        () => store.discard(address, ids),
-        () => probe.note({ _tag: "Discarded", channel: nameOf(address), ids })
-      )
+      guard("queue.discard", () => {
+        probe.note({ _tag: "Discarded", channel: nameOf(address), ids })
+        return store.discard(address, ids)
+      })
   })
 }
 
@@ -279,3 +307,24 @@ export const lock = (lock: Lock.Lock["Service"], { note }: Probe): Lock.Lock["Se
       options
     )
 })
+
+/** The observed stores, on those of a backend. */
+export const stores = (probe: Probe, id: string) =>
+  Layer.mergeAll(
+    Layer.effect(
+      CacheStore,
+      Effect.map(CacheStore, (store) => cacheStore(store, probe))
+    ),
+    Layer.effect(
+      LockStore,
+      Effect.map(LockStore, (store) => lockStore(store, probe))
+    ),
+    Layer.effect(
+      EventQueueStore,
+      Effect.map(EventQueueStore, (store) => eventQueueStore(store, probe))
+    ),
+    Layer.effect(
+      PubSubTransport,
+      Effect.map(PubSubTransport, (transport) => pubSubTransport(transport, probe, id))
+    )
+  )
