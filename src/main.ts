@@ -18,7 +18,7 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Demo from "./host/Demo.ts"
 import * as Host from "./host/Host.ts"
-import { describe, Refused } from "./host/Refused.ts"
+import { describe, ofConfig, Refused } from "./host/Refused.ts"
 import * as Report from "./host/Report.ts"
 import * as Cohort from "./layers/Cohort.ts"
 import * as MemoryHub from "./layers/memory/MemoryHub.ts"
@@ -46,14 +46,14 @@ const instances = (minimum: number) =>
     Flag.withSchema(Schema.Int.check(Schema.isBetween({ minimum, maximum: 64 }))),
     Flag.withDefault(3)
   )
-const Backend = Schema.Literals(["memory", "redis"])
-const backends = Backend.literals.join(" or ")
+const backendNames = Cohort.backends.join(", ").replace(/, (\w+)$/, " or $1")
 // Any text is taken here: the parser would answer a wrong one with the whole help.
 const backend = Flag.String("backend").pipe(
   Flag.withDescription(
-    `Which backend: ${backends}. redis runs a process for each instance, on REDIS_URL or a redis-server of its own`
+    `Which backend: ${backendNames}; default: COHORT_BACKEND, or memory. redis and amqp run a process for each ` +
+      "instance, on REDIS_URL or AMQP_URL, or on servers of their own. What the plugins store is on Redis with both"
   ),
-  Flag.withDefault("memory")
+  Flag.withDefault("")
 )
 const app = Flag.String("app").pipe(
   Flag.withDescription("Name of the application"),
@@ -94,7 +94,23 @@ interface Running {
   readonly failed: Effect.Effect<never, unknown>
 }
 
-/** Starts instances that share this process's memory, or processes that share a Redis. */
+/** Which backend each primitive runs on: as the environment says, with `--backend` for `COHORT_BACKEND`. */
+const backendsOf = (flag: string): Effect.Effect<Cohort.Backends, Refused> =>
+  Effect.gen(function* () {
+    const isBackend = Schema.is(Schema.Literals(Cohort.backends))
+    if (flag !== "" && !isBackend(flag)) {
+      return yield* new Refused({ detail: `--backend: must be ${backendNames}, got "${flag}"` })
+    }
+    const settings = yield* Effect.mapError(Cohort.backendConfig, ofConfig)
+    return Cohort.backendsOf(flag === "" ? settings : { ...settings, backend: flag })
+  })
+
+const inWords = ({ cache, lock, pubsub, queue }: Cohort.Backends): string =>
+  new Set([cache, lock, pubsub, queue]).size === 1
+    ? `the ${cache} backend`
+    : `cache: ${cache}, lock: ${lock}, queue: ${queue}, pubsub: ${pubsub}`
+
+/** Starts instances that share this process's memory, or processes that share servers. */
 const startAll = (options: {
   readonly backend: string
   readonly app: string
@@ -104,16 +120,14 @@ const startAll = (options: {
   readonly isDemo: boolean
 }): Effect.Effect<Running, unknown, Scope.Scope | NodeServices.NodeServices> =>
   Effect.gen(function* () {
-    const isBackend = Schema.is(Backend)
-    if (!isBackend(options.backend)) {
-      return yield* new Refused({ detail: `--backend: must be ${backends}, got "${options.backend}"` })
-    }
+    const backends = yield* backendsOf(options.backend)
     const directory = yield* directoryOf(options.files)
     const names = instanceNames(options.instances)
     const { app, port } = options
-    if (options.backend === "redis") {
+    if (Object.values(backends).some((backend) => backend !== "memory")) {
       const Supervisor = yield* Effect.promise(() => import("./host/Supervisor.ts"))
-      const { failed, instances, redis } = yield* Supervisor.start({
+      const { failed, instances, servers } = yield* Supervisor.start({
+        backends,
         app: options.isDemo ? `${app}-${SecureRandom.uuidV4Unsafe()}` : app,
         names,
         port,
@@ -121,7 +135,7 @@ const startAll = (options: {
         logLevel: options.isDemo ? "error" : "info",
         temporary: options.isDemo
       })
-      return { instances, where: `on the redis backend (${redis}), a process each`, failed }
+      return { instances, where: `on ${inWords(backends)} (${servers}), a process each`, failed }
     }
     const hub = yield* MemoryHub.make
     const stores = Layer.succeedContext(

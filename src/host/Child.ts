@@ -1,5 +1,6 @@
 /**
- * One instance as a process of its own, on Redis; started by the {@link Supervisor}.
+ * One instance as a process of its own, on the backends that its environment names;
+ * started by the {@link Supervisor}.
  *
  * It says where it listens, or why it cannot start, on {@link messagesFd}. It stops,
  * draining, on SIGTERM, and when its input ends: the supervisor is gone then.
@@ -12,10 +13,9 @@ import * as Stdio from "effect/Stdio"
 import * as Stream from "effect/Stream"
 import * as Cohort from "../layers/Cohort.ts"
 import { CsvFiles } from "../plugins/data-source-main/index.ts"
+import * as Backing from "./Backing.ts"
 import * as Host from "./Host.ts"
-import { describe } from "./Refused.ts"
-import * as HostRedis from "./redis/index.ts"
-import * as Settings from "./redis/settings.ts"
+import { describe, ofConfig } from "./Refused.ts"
 
 /** What a child tells its supervisor, one line of JSON each. */
 export const Message = Schema.fromJsonString(
@@ -49,10 +49,10 @@ export const run = (options: {
   Effect.gen(function* () {
     const stdio = yield* Stdio.Stdio
     const orphaned = yield* Effect.cached(Effect.ignore(Stream.runDrain(stdio.stdin)))
-    const redis = yield* Settings.options
+    const settings = yield* Effect.mapError(Cohort.config, ofConfig)
     const files = yield* Layer.build(CsvFiles.layerDirectory(options.files))
-    const services = Layer.merge(HostRedis.layerStores, Layer.succeedContext(files)).pipe(
-      Layer.provideMerge(Cohort.layerRedis({ ...redis, app: options.app, id: options.id }))
+    const services = Layer.merge(yield* Backing.stores, Layer.succeedContext(files)).pipe(
+      Layer.provideMerge(Cohort.layerMixed({ ...settings, app: options.app, id: options.id }))
     )
     const serve = Effect.gen(function* () {
       const { url } = yield* Host.start({ id: options.id, port: options.port, services })

@@ -1,4 +1,5 @@
 /** Why a run cannot go on, in words for whoever started it. */
+import type { ConfigError } from "effect/Config"
 import * as Schema from "effect/Schema"
 
 export class Refused extends Schema.TaggedError<Refused>("cohort/host/Refused")("Refused", {
@@ -14,4 +15,13 @@ export const describe = (error: unknown): string => {
   const reason = error instanceof Error && error.cause instanceof Error ? error.cause : error
   const message = reason instanceof Error ? reason.message : String(reason)
   return message.trim().replaceAll(/\s*\n\s*/g, " ")
+}
+
+/** `REDIS_TIMEOUT: expected a valid Duration string`. */
+export const ofConfig = (error: ConfigError): Refused => {
+  const text = describe(error.cause)
+  const [, expected, name] = /^(.*?) at \["([^"]+)"\]$/.exec(text) ?? []
+  return new Refused({
+    detail: name === undefined ? text : `${name}: ${expected!.charAt(0).toLowerCase()}${expected!.slice(1)}`
+  })
 }

@@ -1,6 +1,6 @@
 /**
- * Runs instances as processes, one each, on the Redis that the environment names,
- * or on a private one.
+ * Runs instances as processes, one each, on the servers that the environment names,
+ * or on private ones.
  *
  * - A child that ends although nobody stopped it is started again: at once when it
  *   had run for a while, otherwise after a pause that grows. It keeps its name and its
@@ -27,10 +27,11 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Child from "./Child.ts"
+import type { Backends } from "../layers/Cohort.ts"
+import * as Backing from "./Backing.ts"
 import type { RunningInstance } from "./Host.ts"
 import { describe, Refused } from "./Refused.ts"
-import * as PrivateRedis from "./redis/PrivateRedis.ts"
-import * as Settings from "./redis/settings.ts"
+import * as Server from "./Server.ts"
 
 /** How long a child may take to listen. */
 const startWithin = "60 seconds"
@@ -46,6 +47,7 @@ const restarts = Schedule.min([Schedule.exponential("200 millis"), Schedule.spac
 )
 
 export interface Options {
+  readonly backends: Backends
   readonly app: string
   readonly names: ReadonlyArray<string>
   /** Port of the first instance; the others follow. 0 takes free ones. */
@@ -60,8 +62,8 @@ export interface Options {
 
 export interface Cluster {
   readonly instances: ReadonlyArray<RunningInstance>
-  /** Where the Redis is. */
-  readonly redis: string
+  /** Where the servers are, in words. */
+  readonly servers: string
   /** Fails when the cluster cannot go on. */
   readonly failed: Effect.Effect<never, Refused>
 }
@@ -108,14 +110,15 @@ export const start = (
 ): Effect.Effect<Cluster, Refused, ChildProcessSpawner | FileSystem.FileSystem | Scope.Scope> =>
   Effect.gen(function* () {
     const hurry = yield* secondSignal
-    const variable = yield* Settings.named
-    const own = Option.isNone(variable) ? yield* PrivateRedis.make : undefined
-    if (Option.isSome(variable)) {
-      yield* Settings.check(variable.value)
-      if (options.temporary) yield* Effect.addFinalizer(() => Settings.forget(options.app))
+    const servers = yield* Effect.forEach(yield* Backing.servers(options.backends), Server.make, {
+      concurrency: "unbounded"
+    })
+    if (options.temporary) {
+      for (const { forget } of servers) yield* Effect.addFinalizer(() => forget(options.app))
     }
-    // Another supervisor may run the same app on that Redis: ids must not meet.
-    const suffix = own === undefined && !options.temporary ? `-${SecureRandom.uuidV4Unsafe().slice(0, 4)}` : ""
+    // Another supervisor may run the same app on those servers: ids must not meet.
+    const isAlone = servers.every(({ isPrivate }) => isPrivate) || options.temporary
+    const suffix = isAlone ? "" : `-${SecureRandom.uuidV4Unsafe().slice(0, 4)}`
 
     const command = (id: string, port: number) =>
       ChildProcess.make(
@@ -127,11 +130,8 @@ export const start = (
           ...["--files", options.files, "--log-level", options.logLevel]
         ],
         {
-          // A Redis that the environment names, the child finds there as well.
-          ...(own !== undefined && {
-            env: { REDIS_URL: own.url, REDIS_USERNAME: undefined, REDIS_PASSWORD: undefined, REDIS_TLS: undefined },
-            extendEnv: true
-          }),
+          env: Object.assign(Backing.environment(options.backends), ...servers.map(({ env }) => env)),
+          extendEnv: true,
           stdin: "pipe",
           additionalFds: { [`fd${Child.messagesFd}`]: { type: "output" } },
           killSignal: "SIGKILL"
@@ -215,10 +215,10 @@ export const start = (
       (name, i) => keep(name, options.port === 0 ? 0 : options.port + i, firsts[i]!),
       { concurrency: "unbounded", discard: true }
     ).pipe(Effect.forkScoped)
-    const failed = own === undefined ? Effect.never : own.ended
+    const failed = Effect.raceAllFirst(servers.map(({ ended }) => ended))
     const instances = yield* Effect.raceFirst(
       Effect.forEach(firsts, Deferred.await, { concurrency: "unbounded" }),
       failed
     )
-    return { instances, redis: Option.getOrElse(variable, () => "a private redis-server"), failed }
+    return { instances, servers: servers.map(({ where }) => where).join(" and "), failed }
   })

@@ -26,13 +26,15 @@ import * as PubSub from "../services/PubSub.ts"
 import type { PubSubTransport } from "../services/PubSubTransport.ts"
 import type { InvalidInput, Unavailable } from "../services/Reason.ts"
 import * as SyncMessage from "../services/SyncMessage.ts"
+import type { AmqpConnection } from "./amqp/AmqpConnection.ts"
+import * as AmqpOptions from "./amqp/AmqpOptions.ts"
 import * as MemoryCacheStore from "./memory/MemoryCacheStore.ts"
 import * as MemoryEventQueueStore from "./memory/MemoryEventQueueStore.ts"
 import * as MemoryHub from "./memory/MemoryHub.ts"
 import * as MemoryLockStore from "./memory/MemoryLockStore.ts"
 import * as MemoryPubSubTransport from "./memory/MemoryPubSubTransport.ts"
+import * as RedisOptions from "./redis/RedisOptions.ts"
 import type { RedisConnection } from "./redis/RedisConnection.ts"
-import type { RedisOptions } from "./redis/RedisOptions.ts"
 
 /**
  * The services a plugin may require.
@@ -97,7 +99,7 @@ export const layerMemory = (
  *
  * @since 0.2.0
  */
-export interface RedisLayerOptions extends Instance.Options, RedisOptions {}
+export interface RedisLayerOptions extends Instance.Options, RedisOptions.RedisOptions {}
 
 /**
  * Everything on Redis: one server, a master behind Sentinels, or a Redis Cluster. The connection is there for
@@ -119,24 +121,207 @@ export const layerRedis = (
 }
 
 /**
- * What the environment says: `COHORT_BACKEND` (`memory`, the default, or `redis`), `COHORT_APP` (default `app`),
- * `COHORT_INSTANCE` (default: random); and for Redis what `RedisOptions.config` reads (`REDIS_URL`, …).
+ * Options of {@link layerAmqp}.
+ *
+ * @since 0.2.0
+ */
+export interface AmqpLayerOptions extends Instance.Options, AmqpOptions.AmqpOptions {}
+
+/**
+ * Everything on RabbitMQ: one node or any of a cluster's. Cache and locks share one replicated log. The connection is
+ * there for other use as well.
+ *
+ * Unless `lazy`, the layer fails with `Unavailable` when RabbitMQ is not reached within `timeout`.
+ * amqplib is loaded when the layer is built.
+ *
+ * @since 0.2.0
+ */
+export const layerAmqp = (
+  options: AmqpLayerOptions = {}
+): Layer.Layer<Services | AmqpConnection, SyncMessage.SyncMessageError | InvalidInput | Unavailable> => {
+  const stores = Effect.promise(() => import("./amqp/index.ts")).pipe(
+    Effect.map((amqp) => Layer.provideMerge(amqp.layerStores, amqp.AmqpConnection.layer(options))),
+    Layer.unwrap
+  )
+  return layer.pipe(Layer.provideMerge(stores), Layer.provideMerge(Instance.layer(options)))
+}
+
+/**
+ * What a primitive can run on.
+ *
+ * @since 0.2.0
+ */
+export type Backend = "memory" | "redis" | "amqp"
+
+/**
+ * @since 0.2.0
+ */
+export const backends: ReadonlyArray<Backend> = ["memory", "redis", "amqp"]
+
+/**
+ * A backend for each primitive. `pubsub` is that of sync messages, too.
+ *
+ * @since 0.2.0
+ */
+export interface Backends {
+  readonly cache: Backend
+  readonly lock: Backend
+  readonly queue: Backend
+  readonly pubsub: Backend
+}
+
+/**
+ * Which backend a primitive runs on.
+ *
+ * @since 0.2.0
+ */
+export interface BackendOptions {
+  /** Of every primitive that has none of its own. Default `"memory"`. */
+  readonly backend?: Backend | undefined
+  readonly cache?: Backend | undefined
+  readonly lock?: Backend | undefined
+  readonly queue?: Backend | undefined
+  readonly pubsub?: Backend | undefined
+}
+
+/**
+ * Options of {@link layerMixed}.
+ *
+ * @since 0.2.0
+ */
+export interface MixedOptions extends MemoryOptions, BackendOptions {
+  readonly redis?: RedisOptions.RedisOptions | undefined
+  readonly amqp?: AmqpOptions.AmqpOptions | undefined
+}
+
+type StoreLayer<Store> = Layer.Layer<Store, InvalidInput | Unavailable, Instance.Instance>
+
+interface StoreLayers {
+  readonly cache: StoreLayer<CacheStore>
+  readonly lock: StoreLayer<LockStore>
+  readonly queue: StoreLayer<EventQueueStore>
+  readonly pubsub: StoreLayer<PubSubTransport>
+}
+
+/** The stores of a backend, on one connection. */
+const load: Readonly<Record<Backend, (options: MixedOptions) => Effect.Effect<StoreLayers>>> = {
+  memory: ({ hub }) => {
+    const provided = Layer.provide(hub === undefined ? MemoryHub.layer : Layer.succeed(MemoryHub.MemoryHub, hub))
+    return Effect.succeed({
+      cache: provided(MemoryCacheStore.layer),
+      lock: provided(MemoryLockStore.layer),
+      queue: provided(MemoryEventQueueStore.layer),
+      pubsub: provided(MemoryPubSubTransport.layer)
+    })
+  },
+  redis: (options) =>
+    Effect.map(
+      Effect.promise(() => import("./redis/index.ts")),
+      (redis) => {
+        const provided = Layer.provide(redis.RedisConnection.layer(options.redis))
+        return {
+          cache: provided(redis.RedisCacheStore.layer),
+          lock: provided(redis.RedisLockStore.layer),
+          queue: provided(redis.RedisEventQueueStore.layer),
+          pubsub: provided(redis.RedisPubSubTransport.layer)
+        }
+      }
+    ),
+  amqp: (options) =>
+    Effect.map(
+      Effect.promise(() => import("./amqp/index.ts")),
+      (amqp) => {
+        const provided = Layer.provide(amqp.AmqpConnection.layer(options.amqp))
+        return {
+          cache: provided(amqp.AmqpCacheStore.layer),
+          lock: provided(amqp.AmqpLockStore.layer),
+          queue: provided(amqp.AmqpEventQueueStore.layer),
+          pubsub: provided(amqp.AmqpPubSubTransport.layer)
+        }
+      }
+    )
+}
+
+/**
+ * Each primitive on a backend of its own choice, such as cache and locks on Redis, and queue and broadcast on RabbitMQ.
+ * A backend has one connection, and only those that are used are loaded and connected to.
+ *
+ * @since 0.2.0
+ */
+export const layerMixed = (
+  options: MixedOptions = {}
+): Layer.Layer<Services, SyncMessage.SyncMessageError | InvalidInput | Unavailable> =>
+  Layer.unwrap(
+    Effect.gen(function* () {
+      const chosen = backendsOf(options)
+      const stores: Partial<Record<Backend, StoreLayers>> = {}
+      for (const backend of new Set<Backend>(Object.values(chosen))) stores[backend] = yield* load[backend](options)
+      return layer.pipe(
+        Layer.provide([
+          stores[chosen.cache]!.cache,
+          stores[chosen.lock]!.lock,
+          stores[chosen.queue]!.queue,
+          stores[chosen.pubsub]!.pubsub
+        ])
+      )
+    })
+  ).pipe(Layer.provideMerge(Instance.layer(options)))
+
+/**
+ * Which backend each primitive runs on, by the options of {@link layerMixed}.
+ *
+ * @since 0.2.0
+ */
+export const backendsOf = ({ backend = "memory", cache, lock, pubsub, queue }: BackendOptions): Backends => ({
+  cache: cache ?? backend,
+  lock: lock ?? backend,
+  queue: queue ?? backend,
+  pubsub: pubsub ?? backend
+})
+
+const optional = <A>(setting: Config.Config<A>): Config.Config<A | undefined> =>
+  Config.map(Config.option(setting), Option.getOrUndefined)
+
+/**
+ * The backends that the environment names: `COHORT_BACKEND` (`memory`, the default, `redis` or `amqp`) for every
+ * primitive, `COHORT_CACHE`, `COHORT_LOCK`, `COHORT_QUEUE` and `COHORT_PUBSUB` for one each.
+ *
+ * @since 0.2.0
+ */
+export const backendConfig: Config.Config<BackendOptions> = Config.all({
+  backend: optional(Config.Literals(backends, "COHORT_BACKEND")),
+  cache: optional(Config.Literals(backends, "COHORT_CACHE")),
+  lock: optional(Config.Literals(backends, "COHORT_LOCK")),
+  queue: optional(Config.Literals(backends, "COHORT_QUEUE")),
+  pubsub: optional(Config.Literals(backends, "COHORT_PUBSUB"))
+})
+
+/**
+ * The options that the environment gives: what {@link backendConfig} reads, `COHORT_APP` (default `app`) and
+ * `COHORT_INSTANCE` (default: random); and, for a backend that is used, what `RedisOptions.config` (`REDIS_URL`, …) and
+ * `AmqpOptions.config` (`AMQP_URL`, …) read.
+ *
+ * @since 0.2.0
+ */
+export const config: Config.Config<MixedOptions> = Config.flatMap(backendConfig, (chosen) => {
+  const used = Object.values(backendsOf(chosen))
+  return Config.map(
+    Config.all({
+      app: optional(Config.String("COHORT_APP")),
+      id: optional(Config.String("COHORT_INSTANCE")),
+      redis: used.includes("redis") ? RedisOptions.config : Config.succeed(undefined),
+      amqp: used.includes("amqp") ? AmqpOptions.config : Config.succeed(undefined)
+    }),
+    (options): MixedOptions => ({ ...chosen, ...options })
+  )
+})
+
+/**
+ * {@link layerMixed}, as the environment says (see {@link config}).
  *
  * @since 0.2.0
  */
 export const layerConfig: Layer.Layer<
   Services,
   Config.ConfigError | SyncMessage.SyncMessageError | InvalidInput | Unavailable
-> = Layer.unwrap(
-  Effect.gen(function* () {
-    const { app, backend, id } = yield* Config.all({
-      backend: Config.withDefault(Config.Literals(["memory", "redis"], "COHORT_BACKEND"), "memory"),
-      app: Config.option(Config.String("COHORT_APP")),
-      id: Config.option(Config.String("COHORT_INSTANCE"))
-    })
-    const instance = { app: Option.getOrUndefined(app), id: Option.getOrUndefined(id) }
-    if (backend === "memory") return layerMemory(instance)
-    const { RedisOptions } = yield* Effect.promise(() => import("./redis/index.ts"))
-    return layerRedis({ ...instance, ...(yield* RedisOptions.config) })
-  })
-)
+> = Layer.unwrap(Effect.map(config, layerMixed))

@@ -1,6 +1,9 @@
 /** Starts `main.ts` as a process of its own, and talks to it. */
 import { type ChildProcess, execFileSync, spawn } from "node:child_process"
+import { existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from "node:fs"
+import { tmpdir } from "node:os"
 import path from "node:path"
+import { assert } from "@effect/vitest"
 
 const root = path.join(import.meta.dirname, "..", "..")
 const children: Array<ChildProcess> = []
@@ -90,8 +93,30 @@ export const descendants = (pid: number): ReadonlyArray<Process> => {
 export const isAlive = (pid: number): boolean => {
   try {
     process.kill(pid, 0)
-    return true
+    // What has ended and was not waited for yet is not alive.
+    const status = `/proc/${pid}/stat`
+    return !existsSync(status) || !/\) Z/.test(readFileSync(status, "utf8"))
   } catch {
     return false
+  }
+}
+
+/** A run that is refused: exit code 1, and one line that says why, without what is secret. */
+export const saysInOneLine = async (wrong: ReadonlyArray<readonly [Main, RegExp]>) => {
+  for (const [host, line] of wrong) {
+    assert.strictEqual(await host.exited, 1, host.output)
+    assert.match(host.output, line)
+    assert.notInclude(host.output, "s3cret")
+  }
+}
+
+/** With a directory that has nothing but a shell, for the PATH. */
+export const shellOnly = async (test: (path: string) => Promise<void>) => {
+  const bin = mkdtempSync(path.join(tmpdir(), "cohort-path-"))
+  try {
+    symlinkSync(["/bin/sh", "/usr/bin/sh"].find((shell) => existsSync(shell))!, path.join(bin, "sh"))
+    await test(bin)
+  } finally {
+    rmSync(bin, { recursive: true })
   }
 }

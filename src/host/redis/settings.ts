@@ -1,33 +1,20 @@
 /**
- * Which Redis the environment names, for people: what is wrong is told with the
+ * The Redis that the environment names, for people: what is wrong is told with the
  * name of the variable.
  */
-import * as Config from "effect/Config"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Option from "effect/Option"
 import * as References from "effect/References"
 import * as Stream from "effect/Stream"
 import * as RedisConnection from "../../layers/redis/RedisConnection.ts"
 import * as RedisOptions from "../../layers/redis/RedisOptions.ts"
 import type { InvalidInput, Unavailable } from "../../services/Reason.ts"
-import { describe, Refused } from "../Refused.ts"
-
-const variables = ["REDIS_URL", "REDIS_SENTINELS", "REDIS_CLUSTER"] as const
-
-/** The first of the variables that name a Redis; none: the host has to bring its own. */
-export const named: Effect.Effect<Option.Option<(typeof variables)[number]>> = Effect.gen(function* () {
-  for (const variable of variables) {
-    const value = yield* Effect.orElseSucceed(Config.option(Config.String(variable)), () => Option.none())
-    if (Option.isSome(value) && value.value !== "") return Option.some(variable)
-  }
-  return Option.none()
-})
+import { ofConfig, Refused } from "../Refused.ts"
+import type * as Server from "../Server.ts"
+import * as PrivateRedis from "./PrivateRedis.ts"
 
 /** The options of the environment. */
-export const options: Effect.Effect<RedisOptions.RedisOptions, Refused> = RedisOptions.config.pipe(
-  Effect.mapError((error) => new Refused({ detail: describe(error.cause) }))
-)
+const options: Effect.Effect<RedisOptions.RedisOptions, Refused> = RedisOptions.config.pipe(Effect.mapError(ofConfig))
 
 /** `REDIS_URL: …` of what a layer on Redis fails with. */
 const refused = (variable: string, error: InvalidInput | Unavailable): Refused =>
@@ -46,7 +33,7 @@ const variableOf = (field: string): string =>
         : `REDIS_${field.toUpperCase()}`
 
 /** Connects once, to know. */
-export const check = (variable: string): Effect.Effect<void, Refused> =>
+const check = (variable: string): Effect.Effect<void, Refused> =>
   Effect.gen(function* () {
     const found = yield* options
     yield* Effect.mapError(Layer.build(RedisConnection.layer(found)), (error) => refused(variable, error))
@@ -57,7 +44,7 @@ export const check = (variable: string): Effect.Effect<void, Refused> =>
   )
 
 /** Removes what an app has stored; its name must not be a part of another's. */
-export const forget = (app: string): Effect.Effect<void> =>
+const forget = (app: string): Effect.Effect<void> =>
   Effect.gen(function* () {
     const redis = yield* RedisConnection.make(yield* options)
     yield* Stream.runForEach(redis.scan(`cohort*${app}*`), (keys) =>
@@ -65,3 +52,13 @@ export const forget = (app: string): Effect.Effect<void> =>
       Effect.forEach(keys, (key) => redis.send("unlink", [key]), { concurrency: "unbounded", discard: true })
     )
   }).pipe(Effect.scoped, Effect.ignore)
+
+export const server: Server.Kind = {
+  variables: ["REDIS_URL", "REDIS_SENTINELS", "REDIS_CLUSTER"],
+  others: ["REDIS_SENTINEL_MASTER", "REDIS_USERNAME", "REDIS_PASSWORD", "REDIS_TLS"],
+  options,
+  check,
+  binary: "redis-server",
+  start: PrivateRedis.start,
+  forget
+}

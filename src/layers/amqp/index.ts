@@ -1,8 +1,9 @@
 /**
  * The RabbitMQ layers. Importing them loads amqplib.
  *
- * @since 0.3.0
+ * @since 0.2.0
  */
+import * as Layer from "effect/Layer"
 import * as AmqpCacheStore from "./AmqpCacheStore.ts"
 import * as AmqpConnection from "./AmqpConnection.ts"
 import * as AmqpEventQueueStore from "./AmqpEventQueueStore.ts"
@@ -20,3 +21,15 @@ export {
   AmqpPubSubTransport,
   ReplicatedLog
 }
+
+/**
+ * All four stores, on one connection and one replicated log.
+ *
+ * @since 0.2.0
+ */
+export const layerStores = Layer.mergeAll(
+  AmqpCacheStore.layer,
+  AmqpEventQueueStore.layer,
+  AmqpLockStore.layer,
+  AmqpPubSubTransport.layer
+)
