@@ -81,16 +81,30 @@ describe("the package", () => {
     assert.strictEqual(execFileSync(process.execPath, [probe], { encoding: "utf8" }).trim(), "held")
   })
 
-  it("loads no driver until a layer that needs it is imported", () => {
+  it("loads no driver until a layer that needs it is built", () => {
     const probe = path.join(temporary, "drivers.mjs")
     writeFileSync(
       probe,
-      `import "cohort"
+      `import { Cohort } from "cohort"
+       import { Effect, Layer } from ${JSON.stringify(require.resolve("effect"))}
        import { createRequire } from "node:module"
-       const loaded = Object.keys(createRequire(import.meta.url).cache).join()
-       console.log(/node_modules.(ioredis|amqplib)./.test(loaded))`
+       const { cache } = createRequire(import.meta.url)
+       const loaded = () => ["ioredis", "amqplib"].filter((name) =>
+         Object.keys(cache).some((file) => file.includes(\`node_modules/\${name}/\`)))
+       const server = { timeout: "1 millis", lazy: true }
+       const build = (layer) => Effect.runPromiseExit(Effect.scoped(Layer.build(layer)))
+       const all = [loaded()]
+       await build(Cohort.layerMixed())
+       all.push(loaded())
+       await build(Cohort.layerMixed({ lock: "redis", redis: server }))
+       all.push(loaded())
+       await build(Cohort.layerAmqp(server))
+       all.push(loaded())
+       console.log(JSON.stringify(all))`
     )
-    assert.strictEqual(execFileSync(process.execPath, [probe], { encoding: "utf8" }).trim(), "false")
+    // Above it, the connections say what they lack.
+    const last = execFileSync(process.execPath, [probe], { encoding: "utf8" }).trim().split("\n").at(-1)!
+    assert.deepStrictEqual(JSON.parse(last), [[], [], ["ioredis"], ["ioredis", "amqplib"]])
   })
 
   it("holds a backend of someone else's to its contract, in a project of theirs", () => {
