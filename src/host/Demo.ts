@@ -40,14 +40,14 @@ export const play = (
     yield* deletedField(peers, report)
   })
 
-/** Asks until the answer is there; fails, saying so, after a minute. */
+/** Asks until the answer is there; fails, saying so, after 20 seconds. */
 const until = <A, E, R>(what: string, ask: Effect.Effect<Option.Option<A>, E, R>): Effect.Effect<A, E | string, R> =>
   Effect.gen(function* () {
     const start = yield* Clock.monotonicTimeNanos
     while (true) {
       const answer = yield* ask
       if (Option.isSome(answer)) return answer.value
-      if ((yield* Clock.monotonicTimeNanos) - start > 60_000_000_000n) return yield* Effect.fail(`gave up: ${what}`)
+      if ((yield* Clock.monotonicTimeNanos) - start > 20_000_000_000n) return yield* Effect.fail(`gave up: ${what}`)
       yield* Effect.sleep("10 millis")
     }
   })

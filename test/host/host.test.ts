@@ -17,7 +17,7 @@ describe("npm run demo", () => {
     })
   }
 
-  it("exits with 1, saying which step, when an outcome is wrong", { timeout: 60_000 }, async () => {
+  it("exits with 1, saying which step, when an outcome is wrong", { timeout: 90_000 }, async () => {
     const files = mkdtempSync(path.join(tmpdir(), "cohort-demo-"))
     try {
       // A data set of one row: what the demo imports is not what it should be.
