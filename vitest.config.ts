@@ -1,6 +1,22 @@
+import { readFileSync } from "node:fs"
 import { defineConfig } from "vitest/config"
 
+const { exports } = JSON.parse(readFileSync(new URL("package.json", import.meta.url), "utf8")) as {
+  readonly exports: Record<string, { readonly default?: string }>
+}
+
 export default defineConfig({
+  resolve: {
+    // Examples import the package as its users do; here that is its sources.
+    alias: Object.entries(exports).flatMap(([name, { default: built }]) =>
+      built === undefined
+        ? []
+        : {
+            find: new RegExp(`^cohort${name.slice(1)}$`),
+            replacement: new URL(built.replace("./dist/", "src/").replace(/\.js$/, ".ts"), import.meta.url).pathname
+          }
+    )
+  },
   test: {
     include: ["test/**/*.test.ts"],
     // A limit for what hangs: machines are busy.

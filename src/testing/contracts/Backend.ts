@@ -121,8 +121,11 @@ export interface Backend {
   readonly make: Effect.Effect<TestBackend, never, Scope.Scope>
   /** Lets time pass: virtual on memory, real on servers. */
   readonly advance: (duration: Duration.Input) => Effect.Effect<void>
-  /** Whether time is `TestClock`'s, and exact. On real time, tests, which mostly wait, run beside each other. */
+  /** Lets what was just started reach the backend. */
+  readonly settle: Effect.Effect<void>
+  /** Whether time is `TestClock`'s, and exact. */
   readonly virtual: boolean
+  readonly concurrent: boolean
   /** Anything the tests of this backend need in context. */
   readonly layer: Layer.Layer<never>
 }
@@ -137,7 +140,21 @@ export interface Options {
   readonly name: string
   /** Which promises the backend cannot keep. Default: none, it keeps all. */
   readonly features?: Partial<Features> | undefined
+  /** How long what is started takes at most to reach the backend, also on a busy machine. Default 100 ms. */
+  readonly settle?: Duration.Input | undefined
 }
+
+/**
+ * What a backend on real time has.
+ *
+ * @since 0.2.0
+ */
+export interface LiveOptions extends Options {
+  /** Whether its tests, which mostly wait, run beside each other. Default `true`. */
+  readonly concurrent?: boolean | undefined
+}
+
+const defaultSettle = "100 millis"
 
 /** Starts an instance on stores; what they lack is the hub's. */
 const start = (
@@ -186,7 +203,9 @@ export const onMemory = <S extends Stores = never>(
   name: options.name,
   features: { ...allFeatures, ...options.features },
   advance: (duration) => TestClock.adjust(duration),
+  settle: TestClock.adjust(options.settle ?? defaultSettle),
   virtual: true,
+  concurrent: false,
   layer: Layer.empty,
   make: Effect.gen(function* () {
     const hub = yield* MemoryHub.make
@@ -203,6 +222,7 @@ const uncut = { disconnect: Effect.void, reconnect: Effect.void }
 
 /** The clock of a test stands still; that of a server does not. */
 const liveClock = Clock.Clock.defaultValue()
+const sleep = (duration: Duration.Input) => Effect.provideService(Effect.sleep(duration), Clock.Clock, liveClock)
 
 /**
  * A backend outside this process, on real time: an app name for every test, and a
@@ -212,7 +232,7 @@ const liveClock = Clock.Clock.defaultValue()
  * @since 0.2.0
  */
 export const live = <S extends Stores>(
-  options: Options & {
+  options: LiveOptions & {
     readonly connect: Effect.Effect<
       {
         readonly stores: Layer.Layer<S, unknown, Instance.Instance>
@@ -226,8 +246,10 @@ export const live = <S extends Stores>(
 ): Backend => ({
   name: options.name,
   features: { ...allFeatures, ...options.features },
-  advance: (duration) => Effect.provideService(Effect.sleep(duration), Clock.Clock, liveClock),
+  advance: sleep,
+  settle: sleep(options.settle ?? defaultSettle),
   virtual: false,
+  concurrent: options.concurrent ?? true,
   // Tests run beside each other: each counts for itself.
   layer: Layer.merge(
     Layer.succeed(Clock.Clock, liveClock),
@@ -256,7 +278,7 @@ export const live = <S extends Stores>(
  * @since 0.2.0
  */
 export const onServer = <S extends Stores>(
-  options: Options & {
+  options: LiveOptions & {
     readonly url: string | Effect.Effect<string>
     readonly port?: number | undefined
     readonly stores: (url: string) => Layer.Layer<S, unknown, Instance.Instance>

@@ -121,6 +121,7 @@ const badTtls: ReadonlyArray<readonly [string, Duration.Input]> = [
 
 export const suite = (backend: Backend): void => {
   const { scenario: scenarioOn, within } = support(backend)
+  const { settle } = backend
   const { readsFollowWrites } = backend.features
 
   const following = (cluster: TestBackend): Cluster => {
@@ -150,9 +151,6 @@ export const suite = (backend: Backend): void => {
     name: string,
     body: (cluster: Cluster, logs: Array<LogEntry>) => Effect.Effect<A, E, Scope.Scope>
   ): void => it.effect(name, () => scenario(body))
-
-  /** Lets what was just started reach the backend. */
-  const settle = backend.advance("100 millis")
 
   describeOn(backend, "Cache", () => {
     describe("values", () => {

@@ -119,8 +119,7 @@ const badTtls: ReadonlyArray<readonly [string, Duration.Input]> = [
 
 export const suite = (backend: Backend, options: { readonly propertyRuns?: number | undefined } = {}): void => {
   const { scenario, test, waitFor, within } = support(backend)
-  /** Lets what was just started reach the backend. */
-  const settle = backend.advance("30 millis")
+  const { settle } = backend
 
   const two = (cluster: TestBackend) => Effect.all([cluster.instance(), cluster.instance()])
   const three = (cluster: TestBackend) => Effect.all([cluster.instance(), cluster.instance(), cluster.instance()])
@@ -270,6 +269,7 @@ export const suite = (backend: Backend, options: { readonly propertyRuns?: numbe
           const holder = yield* hold(a, "acquired", { ttl: "1500 millis" })
           const work = yield* gated<number>()
           const worker = yield* start(a.run(Lock.runExclusive("run", work.effect, { ttl: "1500 millis" })))
+          yield* work.started
           const waiter = yield* start(pass(b, "run"))
           for (let i = 0; i < 8; i++) {
             yield* backend.advance("350 millis")
@@ -287,13 +287,13 @@ export const suite = (backend: Backend, options: { readonly propertyRuns?: numbe
       test("renew: false lets a lease end with its ttl, not earlier", (cluster) =>
         Effect.gen(function* () {
           const [a, b] = yield* two(cluster)
-          const { lease } = yield* hold(a, "k", { ttl: "600 millis", renew: false })
+          const { lease } = yield* hold(a, "k", { ttl: "1 second", renew: false })
           const lost = yield* start(lease.lost)
           const waiter = yield* start(hold(b, "k"))
           yield* backend.advance("400 millis")
           assert.isFalse(hasEnded(waiter))
           assert.isTrue(yield* lease.isHeld)
-          yield* backend.advance("400 millis")
+          yield* backend.advance("800 millis")
           yield* waitFor(() => hasEnded(waiter) && hasEnded(lost), "the end of the lease")
           const reason = yield* Fiber.join(lost)
           assert.deepStrictEqual([reason._tag, reason.key, reason.fence], ["LockLost", "k", lease.fence])

@@ -17,7 +17,7 @@ export interface LogEntry {
 
 /** The tests of a suite on a backend. */
 export const describeOn = (backend: Backend, name: string, tests: () => void): void => {
-  describe(`${name} on ${backend.name}`, { concurrent: !backend.virtual }, tests)
+  describe(`${name} on ${backend.name}`, { concurrent: backend.concurrent }, tests)
 }
 
 /** Waits until a condition holds, letting time pass in small steps; fails after them. */
