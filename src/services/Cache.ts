@@ -44,6 +44,8 @@ import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import { CacheStore } from "./CacheStore.ts"
 import { Instance } from "./Instance.ts"
+import * as Counts from "./internal/counts.ts"
+import type { Count } from "./internal/counts.ts"
 import { awaitStop } from "./internal/fibers.ts"
 import { glob } from "./internal/glob.ts"
 import * as NearCache from "./internal/NearCache.ts"
@@ -241,6 +243,8 @@ export const makeService: Effect.Effect<Cache["Service"], never, CacheStore | In
     const { app } = yield* Instance
     const scope = yield* Effect.scope
     const { now } = yield* Timers.make
+    const countHits = yield* Counts.make(Metrics.cacheHits)
+    const countMisses = yield* Counts.make(Metrics.cacheMisses)
     const flights = new Map<string, Flight>()
     /** By space: who writes without one still has to tell. */
     const nears = new Map<string, NearCache.NearCache>()
@@ -290,7 +294,10 @@ export const makeService: Effect.Effect<Cache["Service"], never, CacheStore | In
         if (invalid !== undefined) return fail(invalid)
         const space = Validate.address(app, "cache", prefix)
         const named = (near: NearCache.NearCache | undefined) =>
-          makeNamed(store, flights, nears, near, name, space, codec, ttl as Ttl)
+          makeNamed(store, flights, nears, near, name, space, codec, ttl as Ttl, {
+            hits: countHits({ "cohort.cache.name": name }),
+            misses: countMisses({ "cohort.cache.name": name })
+          })
         // Memory is as near as it gets.
         return near === undefined || store.local === true
           ? Effect.succeed(named(undefined))
@@ -331,7 +338,8 @@ const makeNamed = <A, R>(
   name: string,
   space: string,
   codec: Wire<A, R, R>,
-  defaultTtl: Ttl
+  defaultTtl: Ttl,
+  lookups: { readonly hits: Count; readonly misses: Count }
 ): NamedCache<A, R> => {
   const ttlOf = (options: SetOptions | undefined): Ttl | InvalidInput =>
     options?.ttl === undefined ? defaultTtl : readTtl(options.ttl)
@@ -352,7 +360,11 @@ const makeNamed = <A, R>(
 
   /** Decodes a hit; what does not decode is a miss. */
   const read = (key: string, payload: Payload | undefined): Effect.Effect<Option.Option<A>, never, R> => {
-    if (payload === undefined) return Effect.succeedNone
+    if (payload === undefined) {
+      lookups.misses.value++
+      return Effect.succeedNone
+    }
+    lookups.hits.value++
     if (keepsPayloads) {
       const value = codec.read(payload)
       if (value !== undecided) return Exit.succeed(Option.some(value))
@@ -641,7 +653,10 @@ const makeNamed = <A, R>(
         if (invalid !== undefined) return fail(invalid)
         const found = find(key)
         const hit = hitOf(found)
-        if (hit !== undecided) return Exit.succeed(hit)
+        if (hit !== undecided) {
+          lookups.hits.value++
+          return Exit.succeed(hit)
+        }
         return loadOnce(key, found, load, ttl as Ttl, options?.exclusive === true)
       })) as NamedCache<A, R>["wrap"],
     wrapWithCondition: (key, load, options) =>

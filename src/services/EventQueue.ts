@@ -45,13 +45,15 @@ import type * as Scope from "effect/Scope"
 import { type DeadJob, type DeathReason, type Depth, EventQueueStore } from "./EventQueueStore.ts"
 import { Instance } from "./Instance.ts"
 import * as AfterCommit from "./internal/afterCommit.ts"
+import * as Counts from "./internal/counts.ts"
 import { getOrMake } from "./internal/getOrMake.ts"
 import * as QueueWorker from "./internal/QueueWorker.ts"
 import { settled } from "./internal/settled.ts"
 import * as Timers from "./internal/Timers.ts"
-import { traced } from "./internal/telemetry.ts"
+import { sending, traced } from "./internal/telemetry.ts"
 import * as Validate from "./internal/validate.ts"
 import type { Job } from "./Job.ts"
+import * as Metrics from "./Metrics.ts"
 import { InvalidInput, Unavailable } from "./Reason.ts"
 import * as Uuid from "./Uuid.ts"
 
@@ -297,12 +299,19 @@ export const discard = (
 export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore | Instance | Scope.Scope> = Effect.gen(
   function* () {
     const store = yield* EventQueueStore
-    const { app } = yield* Instance
+    const { app, id } = yield* Instance
     const timers = yield* Timers.make
     const afterCommit = yield* AfterCommit.make(wrapError)
-    /** Every channel that was used, with the gates of its subscriptions. */
-    const uses = new Map<string, Set<QueueWorker.Gate>>()
-    const useOf = (channel: string) => getOrMake(uses, channel, () => new Set())
+    const countSent = yield* Counts.make(Metrics.sent)
+    const countConsumed = yield* Counts.make(Metrics.consumed)
+    const durations = yield* Counts.makeDurations(Metrics.processDuration, Metrics.processBoundaries)
+    /** Every channel that was used: the gates of its subscriptions, and how many jobs were handed to it. */
+    const uses = new Map<string, { readonly gates: Set<QueueWorker.Gate>; readonly sent: Counts.Count }>()
+    const useOf = (channel: string) =>
+      getOrMake(uses, channel, () => ({
+        gates: new Set<QueueWorker.Gate>(),
+        sent: countSent({ "messaging.system": store.system, "messaging.destination.name": channel })
+      }))
     const uuid = yield* Uuid.Generator
 
     const address = (job: { readonly channel: string }) => Validate.address(app, "queue", job.channel)
@@ -330,7 +339,7 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
       Effect.map(decodable(job.wire.decode(dead.payload)), (payload) => ({
         id: dead.id,
         payload,
-        encoded: dead.payload.json,
+        encoded: dead.payload.dataJson,
         attempts: dead.attempts,
         reason: dead.reason,
         firstError: dead.firstError,
@@ -352,24 +361,36 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
             Validate.invalidOf(delay) ??
             Validate.invalidOf(maxRetries)
           if (invalid !== undefined) return fail(invalid)
-          useOf(job.channel)
+          const { sent } = useOf(job.channel)
           const id = options?.id ?? uuid()
           return Effect.flatMap(Effect.mapError(job.wire.encode("payload", payload), wrapError), (payload) => {
             const send = () =>
               Effect.map(
-                operation(
-                  "publish",
-                  job,
-                  store.publish(address(job), {
-                    id,
-                    payload,
-                    delay: delay as number,
-                    timeout: timeout as number,
-                    maxRetries: maxRetries as number,
-                    keepId: job.keepId
-                  })
+                Effect.mapError(
+                  sending(
+                    store.system,
+                    "EventQueue.publish",
+                    {
+                      "messaging.operation.name": "publish",
+                      "messaging.destination.name": job.channel,
+                      "messaging.message.id": id
+                    },
+                    (trace) =>
+                      store.publish(address(job), {
+                        id,
+                        payload: trace === undefined ? payload : payload.withTrace(trace),
+                        delay: delay as number,
+                        timeout: timeout as number,
+                        maxRetries: maxRetries as number,
+                        keepId: job.keepId
+                      })
+                  ),
+                  wrapError
                 ),
-                (stored): Published => ({ id, duplicate: !stored })
+                (stored): Published => {
+                  sent.value++
+                  return { id, duplicate: !stored }
+                }
               )
             if (options?.afterCommit !== true) return send()
             const later = { id, duplicate: false }
@@ -378,9 +399,17 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
         }),
 
       subscribe: (job, options) =>
-        valid(job, () =>
-          Effect.mapError(QueueWorker.run(store, timers, address(job), job, options, useOf(job.channel)), wrapError)
-        ),
+        valid(job, () => {
+          const attributes = { "messaging.system": store.system, "messaging.destination.name": job.channel }
+          const seen: QueueWorker.Seen = {
+            instance: id,
+            attributes,
+            gates: useOf(job.channel).gates,
+            durations: durations(attributes),
+            ended: (outcome) => countConsumed({ ...attributes, "cohort.outcome": outcome })
+          }
+          return Effect.mapError(QueueWorker.run(store, timers, address(job), job, options, seen), wrapError)
+        }),
 
       depth: (job) => valid(job, () => operation("depth", job, store.depth(address(job)))),
 
@@ -410,7 +439,7 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
       redrive: (job, ids) => valid(job, () => operation("redrive", job, store.redrive(address(job), ids))),
       discard: (job, ids) => valid(job, () => operation("discard", job, store.discard(address(job), ids))),
       channels: Effect.sync(() =>
-        Array.from(uses, ([channel, gates]) => ({
+        Array.from(uses, ([channel, { gates }]) => ({
           channel,
           subscribed: gates.size > 0,
           serving: [...gates].some((gate) => gate.open)

@@ -242,7 +242,7 @@ class Held extends Timers.Timer implements Lease {
     for (const listener of listeners) listener(lost)
     this.env.runFork(
       Effect.logWarning("Lock lease lost").pipe(
-        Effect.annotateLogs({ lock: this.key, fence: this.fence }),
+        Effect.annotateLogs({ lock: this.key, fence: this.fence, instance: this.env.instance }),
         Effect.andThen(Metric.update(Metrics.leasesLost, 1))
       )
     )
@@ -279,7 +279,7 @@ class Held extends Timers.Timer implements Lease {
     if (settled(released) !== undefined) return undefined
     return Effect.catch(released, (reason) =>
       Effect.logWarning("Lock not released; it expires with its ttl", reason).pipe(
-        Effect.annotateLogs({ lock: this.key, fence: this.fence })
+        Effect.annotateLogs({ lock: this.key, fence: this.fence, instance: this.env.instance })
       )
     )
   }
@@ -309,6 +309,8 @@ class Held extends Timers.Timer implements Lease {
 }
 
 interface Env {
+  /** Id of the instance. */
+  readonly instance: string
   readonly store: LockStore["Service"]
   readonly timers: Timers.Timers
   readonly runFork: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
@@ -321,10 +323,10 @@ interface Env {
  */
 export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | Scope.Scope> = Effect.gen(function* () {
   const store = yield* LockStore
-  const { app } = yield* Instance
+  const { app, id } = yield* Instance
   const timers = yield* Timers.make
   const runFork = Effect.runForkWith(yield* Effect.context<never>())
-  const env: Env = { store, timers, runFork }
+  const env: Env = { instance: id, store, timers, runFork }
   const space = Validate.address(app, "lock")
 
   const span = <A>(key: string, effect: Effect.Effect<A, Unavailable>) =>

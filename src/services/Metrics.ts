@@ -1,8 +1,7 @@
 /**
- * Every metric that Cohort keeps, by name.
- *
- * Only what is rare or costs a round trip is counted: a cache hit in memory is
- * cheaper than a counter.
+ * Every metric that Cohort keeps, by name: OpenTelemetry's for messaging where it has one, `cohort.…` otherwise.
+ * Durations are in seconds. What a backend, a channel, a cache or an instance has of its own is an attribute:
+ * `messaging.system`, `messaging.destination.name`, `cohort.cache.name`, `messaging.client.id`.
  *
  * @since 0.1.0
  */
@@ -11,44 +10,50 @@ import * as Metric from "effect/Metric"
 const counter = (name: string, description: string) => Metric.counter(name, { description, incremental: true })
 
 /** Stored cache payloads that no longer decode, taken as misses. @since 0.1.0 */
-export const cacheUndecodable = counter("cohort_cache_undecodable", "Stored cache payloads that no longer decode")
+export const cacheUndecodable = counter("cohort.cache.undecodable", "Stored cache payloads that no longer decode")
 /** `wrap` calls that ran their load without the cache, because the backend was away. @since 0.1.0 */
-export const cacheBypassed = counter("cohort_cache_bypassed", "Loads run without the cache while its backend was away")
+export const cacheBypassed = counter("cohort.cache.bypassed", "Loads run without the cache while its backend was away")
 /** Broadcasts that no longer decode. @since 0.1.0 */
-export const messagesUndecodable = counter("cohort_pubsub_undecodable", "Broadcast messages that do not decode")
+export const messagesUndecodable = counter("cohort.pubsub.undecodable", "Broadcast messages that do not decode")
 /** Broadcast handlers that failed. @since 0.1.0 */
-export const handlersFailed = counter("cohort_pubsub_handler_failures", "Broadcast handlers that failed")
+export const handlersFailed = counter("cohort.pubsub.handler.failures", "Broadcast handlers that failed")
 /** Moments in which broadcasts may have been missed. @since 0.1.0 */
-export const gaps = counter("cohort_pubsub_gaps", "Moments in which broadcasts may have been missed")
+export const gaps = counter("cohort.pubsub.gaps", "Moments in which broadcasts may have been missed")
 /** Resyncs of a sync channel. @since 0.1.0 */
-export const resyncs = counter("cohort_sync_resyncs", "Resyncs run after a gap")
+export const resyncs = counter("cohort.sync.resyncs", "Resyncs run after a gap")
 /** Resyncs that failed, and are retried. @since 0.1.0 */
-export const resyncsFailed = counter("cohort_sync_resync_failures", "Resyncs that failed and are retried")
+export const resyncsFailed = counter("cohort.sync.resync.failures", "Resyncs that failed and are retried")
 /** Messages and jobs that were published in a transaction and could not be sent after its commit. @since 0.2.0 */
 export const afterCommitFailures = counter(
-  "cohort_after_commit_failures",
+  "cohort.after_commit.failures",
   "Messages and jobs that could not be sent after the commit of their transaction"
 )
-/** Job attempts that ended, by outcome (`ack`, `retry`, `bury`, `release`). @since 0.1.0 */
-export const jobsSettled = counter("cohort_queue_settled", "Job attempts that ended, by outcome")
-/** {@link jobsSettled}, with its outcome as attribute. @since 0.1.0 */
-export const jobsSettledBy = {
-  ack: Metric.withAttributes(jobsSettled, { outcome: "ack" }),
-  retry: Metric.withAttributes(jobsSettled, { outcome: "retry" }),
-  release: Metric.withAttributes(jobsSettled, { outcome: "release" }),
-  bury: Metric.withAttributes(jobsSettled, { outcome: "bury" })
-}
+/** Messages and jobs handed to the broker, by `messaging.system` and `messaging.destination.name`. @since 0.2.0 */
+export const sent = counter("messaging.client.sent.messages", "Messages and jobs handed to the broker")
+/** Broadcasts handed to handlers, and job attempts that ended by `cohort.outcome` (`ack`, `retry`, `bury`, `release`). @since 0.2.0 */
+export const consumed = counter("messaging.client.consumed.messages", "Messages handled, and job attempts that ended")
+/** OpenTelemetry's, in seconds. @internal */
+export const processBoundaries = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
+/** How long handlers of jobs take. @since 0.2.0 */
+export const processDuration = Metric.histogram("messaging.process.duration", {
+  description: "Seconds that handlers of jobs take",
+  boundaries: processBoundaries
+})
+/** Cache look-ups that found something, by `cohort.cache.name`. @since 0.2.0 */
+export const cacheHits = counter("cohort.cache.hits", "Cache look-ups that found something")
+/** Cache look-ups that found nothing, by `cohort.cache.name`. @since 0.2.0 */
+export const cacheMisses = counter("cohort.cache.misses", "Cache look-ups that found nothing")
 /** Settlements refused because someone else has the job by now. @since 0.1.0 */
-export const jobsStale = counter("cohort_queue_stale", "Settlements refused because the lease had passed on")
+export const jobsStale = counter("cohort.queue.stale", "Settlements refused because the lease had passed on")
 /** Leases lost before they were released. @since 0.1.0 */
-export const leasesLost = counter("cohort_lock_leases_lost", "Leases lost before they were released")
+export const leasesLost = counter("cohort.lock.leases.lost", "Leases lost before they were released")
 /** Whether a connection to a broker is up: 1 or 0, by backend and role. @since 0.2.0 */
-export const connectionUp = Metric.gauge("cohort_connection_up", {
+export const connectionUp = Metric.gauge("cohort.connection.up", {
   description: "Whether a connection to a broker is up, by backend and role"
 })
 /** Connections to a broker that were lost, by backend and role. @since 0.2.0 */
-export const connectionsLost = counter("cohort_connections_lost", "Connections to a broker that were lost")
+export const connectionsLost = counter("cohort.connections.lost", "Connections to a broker that were lost")
 /** Queue channels that hold jobs and that no live instance serves, as the oldest instance sees it. @since 0.2.0 */
-export const queuesUnserved = Metric.gauge("cohort_queues_unserved", {
+export const queuesUnserved = Metric.gauge("cohort.queues.unserved", {
   description: "Queue channels with jobs that no live instance serves"
 })

@@ -18,25 +18,52 @@ import { settled } from "./internal/settled.ts"
 import { InvalidInput } from "./Reason.ts"
 
 /**
- * A JSON value as text and as tree. Treat the tree as read-only.
+ * A JSON value as text and as tree, and the trace it belongs to. Treat the tree as read-only.
+ *
+ * On the wire a payload is its JSON text. One that has more to say is an envelope around it,
+ * `{"~cohort":1,"trace":"…","data":…}`. The number is the least that a reader has to know: one that
+ * knows less takes the payload for {@link newer} and leaves it to others; what a reader does not know of an envelope
+ * it ignores.
  *
  * @since 0.1.0
  */
 export class Payload {
+  /** As on the wire. */
   #json: string | undefined
+  /** Without an envelope; the same text where there is none. */
+  #dataJson: string | undefined
   #tree: unknown
   #hasTree: boolean
+  /** W3C `traceparent` of the span that sent it, where tracing was on. */
+  readonly trace: string | undefined
+  /** Whether a later release wrote it, in a way that this one cannot read. */
+  readonly newer: boolean
   /** The last value decoded from this payload, for {@link Wire.read}. */
   memo: { readonly wire: unknown; readonly copy: (() => unknown) | undefined } | undefined = undefined
 
-  private constructor(json: string | undefined, tree: unknown, hasTree: boolean) {
+  private constructor(
+    dataJson: string | undefined,
+    tree: unknown,
+    hasTree: boolean,
+    trace: string | undefined = undefined,
+    json: string | undefined = undefined,
+    newer = false
+  ) {
     this.#json = json
+    this.#dataJson = dataJson
     this.#tree = tree
     this.#hasTree = hasTree
+    this.trace = trace
+    this.newer = newer
   }
 
-  /** From JSON text. The text is parsed when the tree is first read; malformed text throws there. */
+  /** From the wire. The text is parsed when the tree is first read; malformed text throws there. */
   static fromJson(json: string): Payload {
+    return json.startsWith(mark) ? Payload.fromEnvelope(json) : new Payload(json, undefined, false, undefined, json)
+  }
+
+  /** From the JSON text of a value; {@link fromJson} is for what comes from the wire. */
+  static fromData(json: string): Payload {
     return new Payload(json, undefined, false)
   }
 
@@ -45,20 +72,63 @@ export class Payload {
     return new Payload(undefined, tree, true)
   }
 
+  /** The same, sent by a span. */
+  withTrace(trace: string): Payload {
+    return new Payload(this.#dataJson, this.#tree, this.#hasTree, trace)
+  }
+
+  private static fromEnvelope(json: string): Payload {
+    let envelope: Envelope
+    try {
+      envelope = JSON.parse(json) as Envelope
+    } catch {
+      // Stays what it is, and throws when it is read.
+      return new Payload(json, undefined, false, undefined, json)
+    }
+    const { "~cohort": version, data, trace } = envelope
+    return version > envelopeVersion
+      ? new Payload(json, undefined, false, undefined, json, true)
+      : new Payload(undefined, data, true, typeof trace === "string" ? trace : undefined, json)
+  }
+
+  /** What goes over the wire. */
   get json(): string {
-    this.#json ??= JSON.stringify(this.#tree)
+    this.#json ??= sealed(this.dataJson, this.trace)
     return this.#json
+  }
+
+  /** The JSON text of the value. */
+  get dataJson(): string {
+    this.#dataJson ??= JSON.stringify(this.#tree)
+    return this.#dataJson
   }
 
   get tree(): unknown {
     if (!this.#hasTree) {
       // The one place that parses: what comes out goes straight into a Schema.
-      this.#tree = JSON.parse(this.#json!)
+      this.#tree = JSON.parse(this.#dataJson!)
       this.#hasTree = true
     }
     return this.#tree
   }
 }
+
+/** What only an envelope begins with: a value that does is put into one. */
+const mark = '{"~cohort":'
+
+/** What this release reads, and writes. */
+const envelopeVersion = 1
+
+interface Envelope {
+  readonly "~cohort": number
+  readonly trace?: unknown
+  readonly data: unknown
+}
+
+const sealed = (dataJson: string, trace: string | undefined): string =>
+  trace === undefined && !dataJson.startsWith(mark)
+    ? dataJson
+    : `${mark}${envelopeVersion},${trace === undefined ? "" : `"trace":${JSON.stringify(trace)},`}"data":${dataJson}}`
 
 /** What {@link Wire.read} answers when it cannot tell by itself. */
 export const undecided: unique symbol = Symbol("undecided")
@@ -104,9 +174,9 @@ export const wire = <S extends Schema.Constraint>(
     if (!opaque) return Payload.fromTree(tree)
     const json: string | undefined = JSON.stringify(tree)
     if (json === undefined) throw new Error("has no JSON form")
-    return Payload.fromJson(json)
+    return Payload.fromData(json)
   }
-  const treeOf = (payload: Payload): unknown => (opaque ? JSON.parse(payload.json) : payload.tree)
+  const treeOf = (payload: Payload): unknown => (opaque ? JSON.parse(payload.dataJson) : payload.tree)
 
   const refused = (field: string, error: unknown): Effect.Effect<never, InvalidInput> =>
     Effect.fail(new InvalidInput({ field, detail: reasonOf(error) }))
@@ -114,7 +184,7 @@ export const wire = <S extends Schema.Constraint>(
   const decode = (payload: Payload): Effect.Effect<S["Type"], Schema.SchemaError, S["DecodingServices"]> => {
     let tree: unknown
     try {
-      tree = treeOf(payload)
+      tree = payload.newer ? undefined : treeOf(payload)
     } catch {
       tree = undefined // text that is not JSON decodes like a missing value: a SchemaError
     }

@@ -39,12 +39,14 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Instance } from "./Instance.ts"
 import * as AfterCommit from "./internal/afterCommit.ts"
+import * as Counts from "./internal/counts.ts"
 import * as Debounce from "./internal/debounce.ts"
+import { getOrMake } from "./internal/getOrMake.ts"
 import * as Mailbox from "./internal/Mailbox.ts"
 import { settled } from "./internal/settled.ts"
 import * as Timers from "./internal/Timers.ts"
 import * as Trampoline from "./internal/Trampoline.ts"
-import { traced } from "./internal/telemetry.ts"
+import { consuming, isTraced, sending } from "./internal/telemetry.ts"
 import * as Validate from "./internal/validate.ts"
 import * as Metrics from "./Metrics.ts"
 import type { Payload } from "./Payload.ts"
@@ -221,6 +223,10 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
     const afterCommit = yield* AfterCommit.make(wrapError)
     const log = Effect.runForkWith(yield* Effect.context<never>())
     const local = new Map<string, Channel>()
+    const attributes = { "messaging.system": transport.system }
+    const countSent = yield* Counts.make(Metrics.sent)
+    const countConsumed = yield* Counts.make(Metrics.consumed)
+    const sentCounts = new Map<string, Counts.Count>()
 
     const app = Validate.escape(instance.app)
     const address = (topic: Pick<Topic<unknown>, "channel" | "kind">) =>
@@ -271,6 +277,16 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
         if (invalid !== undefined) return yield* fail(invalid)
 
         const context = yield* Effect.context<RD | R | R2>()
+        const traced = isTraced(context as Context.Context<never>)
+        const handle = ({ message, payload }: { readonly payload: Payload; readonly message: A }) =>
+          traced
+            ? consuming(
+                payload.trace,
+                "PubSub.handle",
+                { ...attributes, "messaging.operation.name": "handle", "messaging.destination.name": topic.channel },
+                Effect.suspend(() => handler(message))
+              )
+            : handler(message)
         const warn = (text: string, annotations: Record<string, unknown>, ...details: ReadonlyArray<unknown>) =>
           log(
             Effect.logWarning(text, ...details).pipe(
@@ -306,10 +322,10 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
           capacity: capacity as number,
           run: (task) => {
             if (task === gap) return onGap
-            if (!behind) return handler(task.message)
+            if (!behind) return handle(task)
             behind = false
             return Effect.andThen(Effect.matchCause(onGap, { onFailure: gapFailed, onSuccess: () => undefined }), () =>
-              handler(task.message)
+              handle(task)
             )
           },
           onFailure: (task, exit) => {
@@ -350,7 +366,9 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
           onDrop
         })
 
+        const consumed = countConsumed({ ...attributes, "messaging.destination.name": topic.channel })
         const subscriber = (delivery: Delivery) => {
+          if (delivery !== gap) consumed.value++
           if (delivery === gap) return options?.onGap === undefined ? undefined : mailbox.push(gap)
           if (!decoder.idle()) return decoder.push(delivery)
           const known = settled(topic.wire.decode(delivery))
@@ -409,14 +427,20 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
         local.get(channel)?.deliver(payload)
         return Effect.void
       }
-      const sent = transport.publish(channel, { from: instance.id, toSelf: options?.skipSelf === false, payload })
-      return (
-        settled(sent) ??
-        Effect.mapError(
-          traced(transport.system, "PubSub.publish", { "messaging.destination.name": topic.channel }, sent),
-          wrapError
-        )
+      const sent = sending(
+        transport.system,
+        "PubSub.publish",
+        { "messaging.operation.name": "publish", "messaging.destination.name": topic.channel },
+        (trace) =>
+          transport.publish(channel, {
+            from: instance.id,
+            toSelf: options?.skipSelf === false,
+            payload: trace === undefined ? payload : payload.withTrace(trace)
+          })
       )
+      getOrMake(sentCounts, channel, () => countSent({ ...attributes, "messaging.destination.name": topic.channel }))
+        .value++
+      return settled(sent) ?? Effect.mapError(sent, wrapError)
     }
 
     return PubSub.of({
@@ -459,7 +483,7 @@ const readDebounce = <A>(
 }
 
 /** Enough of a payload to recognise it in a log. */
-const excerpt = (payload: Payload): string => payload.json.slice(0, 1_000)
+const excerpt = (payload: Payload): string => payload.dataJson.slice(0, 1_000)
 
 /**
  * Provides {@link PubSub} on the {@link PubSubTransport} in context.

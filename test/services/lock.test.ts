@@ -29,7 +29,7 @@ const lockOn = (store: Partial<LockStore.LockStore["Service"]>, late = 0) => {
     release: ({ fence }) => Effect.sync(() => void released.push(fence)),
     ...store
   })
-  return { released, layer: Lock.layer.pipe(Layer.provide([layer, Instance.layer()])) }
+  return { released, layer: Lock.layer.pipe(Layer.provide([layer, Instance.layer({ id: "a" })])) }
 }
 
 const lossOf = <A, E>(exit: Exit.Exit<A, E>) =>
@@ -127,7 +127,7 @@ describe("Lock above its store", () => {
     return Effect.gen(function* () {
       assert.strictEqual(yield* Lock.runExclusive("k", Effect.succeed(1)), 1)
       yield* Effect.scoped(Lock.acquire("k"))
-      const logged = (fence: number) => ({ level: "WARN", annotations: { lock: "k", fence } })
+      const logged = (fence: number) => ({ level: "WARN", annotations: { lock: "k", fence, instance: "a" } })
       assert.deepStrictEqual(logs, [logged(1), logged(2)])
     }).pipe(Effect.provide(layer), Effect.provide(Logger.layer([logger])))
   })

@@ -8,6 +8,7 @@
  * interrupts those that take too long, and gives their jobs back.
  */
 import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -25,7 +26,9 @@ import { defaultBackoff, type Job, Snoozed } from "../Job.ts"
 import * as Metrics from "../Metrics.ts"
 import type { InvalidInput, Unavailable } from "../Reason.ts"
 import { awaitStop, stopGrace } from "./fibers.ts"
+import type { Count, Durations } from "./counts.ts"
 import { settled } from "./settled.ts"
+import { consuming, isTraced } from "./telemetry.ts"
 import type * as Timers from "./Timers.ts"
 import * as Validate from "./validate.ts"
 
@@ -33,6 +36,9 @@ import * as Validate from "./validate.ts"
 const outageBackoff = Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("5 seconds")]).pipe(
   Schedule.jittered
 )
+
+/** After how many milliseconds a job is tried again that only a later release can read: others may have it meanwhile. */
+const newerDelay = 5_000
 
 /**
  * A job being run. `verdict` is why we stopped its handler, if we did; `over` is
@@ -51,13 +57,26 @@ export interface Gate {
   open: boolean
 }
 
+/** How a subscription is seen from outside. */
+export interface Seen {
+  /** Id of the instance. */
+  readonly instance: string
+  readonly attributes: Readonly<Record<string, string>>
+  /** Those of the channel's subscriptions. */
+  readonly gates: Set<Gate>
+  /** What handlers take. */
+  readonly durations: Durations
+  /** How many attempts ended with an outcome. */
+  readonly ended: (outcome: Outcome["_tag"]) => Count
+}
+
 export const run = <A, RD, RE, R, R2>(
   store: EventQueueStore["Service"],
   timers: Timers.Timers,
   address: string,
   job: Job<A, RD, RE>,
   options: SubscribeOptions<A, R, R2>,
-  gates: Set<Gate>
+  seen: Seen
 ): Effect.Effect<void, InvalidInput | Unavailable, RD | R | R2 | Scope.Scope> =>
   Effect.gen(function* () {
     const lease = Validate.millis("lease", options.lease ?? "30 seconds")
@@ -76,7 +95,15 @@ export const run = <A, RD, RE, R, R2>(
 
     const context = yield* Effect.context<RD | R | R2>()
     const runFork = Effect.runForkWith(context)
-    const instance = { channel: job.channel }
+    const instance = { channel: job.channel, instance: seen.instance }
+    const outcomes = {
+      ack: seen.ended("ack"),
+      retry: seen.ended("retry"),
+      release: seen.ended("release"),
+      bury: seen.ended("bury")
+    }
+    const clock = yield* Clock.clockWith(Effect.succeed)
+    const traced = isTraced(context as Context.Context<never>)
     const logWarning = (text: string, ...details: ReadonlyArray<unknown>) =>
       Effect.annotateLogs(Effect.logWarning(text, ...details), instance)
 
@@ -144,12 +171,8 @@ export const run = <A, RD, RE, R, R2>(
       entry.over = true
       if (entry.timeout !== undefined) timers.cancel(entry.timeout)
       finished.push({ delivery: entry.delivery, outcome })
-      countOutcome(outcome)
+      outcomes[outcome._tag].value++
       if (!taking) flush()
-    }
-
-    const countOutcome = (outcome: Outcome) => {
-      Metrics.jobsSettledBy[outcome._tag].updateUnsafe(1, context as Context.Context<never>)
     }
 
     /** What a take under way brought when draining began. */
@@ -238,6 +261,11 @@ export const run = <A, RD, RE, R, R2>(
         })
         return free(entry)
       }
+      if (delivery.payload.newer) {
+        runFork(Effect.annotateLogs(logWarning("Job of a later release given back"), { job: delivery.id }))
+        settle(entry, { _tag: "release", delay: newerDelay })
+        return free(entry)
+      }
       const decoded = job.wire.decode(delivery.payload)
       const known = settled(decoded)
       const info: JobInfo = { id: delivery.id, attempt: delivery.attempt, maxAttempts: delivery.maxRetries + 1 }
@@ -262,10 +290,26 @@ export const run = <A, RD, RE, R, R2>(
     const logging = ({ attempt, id }: Delivery): Context.Context<RD | R> =>
       Context.add(context, References.CurrentLogAnnotations, { ...annotations, job: id, attempt })
 
+    const spanned = <E2, R3>({ attempt, id, payload }: Delivery, handler: Effect.Effect<unknown, E2, R3>) =>
+      consuming(
+        payload.trace,
+        "EventQueue.process",
+        {
+          ...seen.attributes,
+          "messaging.operation.name": "process",
+          "messaging.message.id": id,
+          "cohort.job.attempt": attempt
+        },
+        handler
+      )
+
     const runHandler = (entry: Running, handler: Effect.Effect<unknown, unknown, RD | R>, readable?: () => boolean) => {
       const { delivery } = entry
-      const fiber = Effect.runForkWith(logging(delivery))(handler)
+      // The wall clock costs a quarter of the other, and is exact enough for buckets of milliseconds.
+      const began = clock.currentTimeMillisUnsafe()
+      const fiber = Effect.runForkWith(logging(delivery))(traced ? spanned(delivery, handler) : handler)
       const done = (exit: Exit.Exit<unknown, unknown>) => {
+        seen.durations.add(Math.max(clock.currentTimeMillisUnsafe() - began, 0) / 1_000)
         if (exit._tag === "Failure" && readable !== undefined && !readable() && entry.verdict === undefined) {
           failed(entry, "Undecodable", describe(exit.cause))
         } else if (!entry.over) {
@@ -353,8 +397,8 @@ export const run = <A, RD, RE, R, R2>(
 
     const gate: Gate = { open: true }
     yield* Effect.acquireRelease(
-      Effect.sync(() => gates.add(gate)),
-      () => Effect.sync(() => gates.delete(gate))
+      Effect.sync(() => seen.gates.add(gate)),
+      () => Effect.sync(() => seen.gates.delete(gate))
     )
 
     // Set up before anything is taken, so that whatever is started is also stopped.
