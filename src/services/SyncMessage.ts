@@ -46,6 +46,7 @@ import { getOrMake } from "./internal/getOrMake.ts"
 import * as Mailbox from "./internal/Mailbox.ts"
 import { settled } from "./internal/settled.ts"
 import * as Timers from "./internal/Timers.ts"
+import { consuming, currentTrace, isTraced } from "./internal/telemetry.ts"
 import * as Validate from "./internal/validate.ts"
 import * as Metrics from "./Metrics.ts"
 import { Payload, type Wire, wire } from "./Payload.ts"
@@ -283,7 +284,11 @@ export const makeService = (
           const warn = (text: string, ...details: ReadonlyArray<unknown>) =>
             log(Effect.annotateLogs(Effect.logWarning(text, ...details), annotations))
 
-          type Task = typeof resync | { readonly message: A }
+          interface Change {
+            readonly message: A
+            readonly trace: string | undefined
+          }
+          type Task = typeof resync | Change
           const resync = Symbol("resync")
           // Set from the moment a resync is wanted until one starts: later gaps need no other.
           let wanted = false
@@ -309,15 +314,26 @@ export const makeService = (
             Effect.retry(resyncBackoff)
           )
 
+          const traced = isTraced(context as Context.Context<never>)
+          const handle = ({ message, trace }: Change) =>
+            traced
+              ? consuming(
+                  trace,
+                  "SyncMessage.handle",
+                  { "messaging.operation.name": "handle", "messaging.destination.name": channel.channel },
+                  Effect.suspend(() => receiver.handle(message))
+                )
+              : receiver.handle(message)
+
           const mailbox = yield* Mailbox.make<Task, RD | R | R2>({
             name: `sync handler of "${channel.channel}"`,
             context,
             capacity: 65_536,
             run: (task) => {
               if (task !== resync) {
-                if (!behind) return receiver.handle(task.message)
+                if (!behind) return handle(task)
                 behind = false
-                return Effect.andThen(runResync, () => receiver.handle(task.message))
+                return Effect.andThen(runResync, () => handle(task))
               }
               // One that began after this one was wanted has done its work.
               if (!wanted && !behind) return Effect.void
@@ -337,10 +353,8 @@ export const makeService = (
 
           const offer =
             debounce === 0
-              ? (_: unknown, message: A) => mailbox.push({ message })
-              : yield* Debounce.make<A>(timers, { duration: debounce, maxWait: debounce * 10 }, (message) =>
-                  mailbox.push({ message })
-                )
+              ? (_: unknown, change: Change) => mailbox.push(change)
+              : yield* Debounce.make<Change>(timers, { duration: debounce, maxWait: debounce * 10 }, mailbox.push)
 
           const numbers = new Numbers(want)
           const entry = { channel: channel.channel, numbers }
@@ -357,9 +371,10 @@ export const makeService = (
                   if (!numbers.message(from, number, now())) return Effect.void
                   const decoded = channel.wire.decode(Payload.fromTree(data))
                   const known = settled(decoded)
-                  if (known !== undefined) return Effect.sync(() => offer(data, known.value))
+                  const trace = currentTrace()
+                  if (known !== undefined) return Effect.sync(() => offer(data, { message: known.value, trace }))
                   return Effect.matchCauseEffect(decoded, {
-                    onSuccess: (message) => Effect.sync(() => offer(data, message)),
+                    onSuccess: (message) => Effect.sync(() => offer(data, { message, trace })),
                     onFailure: (cause) => {
                       warn("Sync message does not decode; resyncing", Cause.squash(cause))
                       want()

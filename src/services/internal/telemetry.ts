@@ -81,11 +81,5 @@ export const consuming = <A, E, R>(
   }) as Effect.Effect<A, E, R>
 }
 
-/** Runs an effect as a part of a trace that came from elsewhere. */
-export const inTrace = <A, E, R>(trace: string | undefined, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => {
-  const parent = trace === undefined ? Option.none() : spanOf(trace)
-  return Option.isNone(parent) ? effect : (Effect.withParentSpan(effect, parent.value) as Effect.Effect<A, E, R>)
-}
-
 const spanOf = (trace: string): Option.Option<Tracer.ExternalSpan> =>
   HttpTraceContext.w3c(Headers.fromRecordUnsafe({ traceparent: trace }))
