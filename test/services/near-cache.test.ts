@@ -64,6 +64,7 @@ const cluster = Effect.gen(function* () {
       const store = CacheStore.CacheStore.of({
         ...inner,
         system: "test",
+        local: false,
         set: (space, entries, ttl) =>
           Effect.andThen(
             Effect.suspend(() => state.beforeWrite),

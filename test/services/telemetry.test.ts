@@ -5,7 +5,7 @@ import * as Metric from "effect/Metric"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as Tracer from "effect/Tracer"
-import { Cache, EventQueue, Job, Payload, PubSub, Topic } from "../../src/index.ts"
+import { Cache, EventQueue, Job, Payload, PubSub, SyncMessage, Topic } from "../../src/index.ts"
 import type { Backend } from "../../src/testing/contracts/Backend.ts"
 import { describeOn, eventually, support } from "../../src/testing/contracts/support.ts"
 import { memory } from "../layers/memory.ts"
@@ -99,6 +99,30 @@ const suite = (backend: Backend, wire: boolean): void =>
         assert.deepStrictEqual(
           handled.map(({ traceId }) => traceId),
           [second?.traceId]
+        )
+      }))
+
+    test("a sync message is handled in the trace of its change, debounced or not", ({ instance }) =>
+      Effect.gen(function* () {
+        const { layer, spans } = recorder()
+        const [a, b] = [yield* instance(), yield* instance()]
+        const handled = () => spans.filter(({ name }) => name === "SyncMessage.handle")
+        yield* Effect.gen(function* () {
+          for (const [i, debounce] of [0, 50].entries()) {
+            const channel = SyncMessage.make(`changes-${debounce}`, Schema.String, { debounce })
+            yield* b.run(SyncMessage.subscribe(channel, { handle: () => Effect.void, resync: Effect.void }))
+            yield* Effect.withSpan(a.run(SyncMessage.publish(channel, "x")), `change-${debounce}`, { root: true })
+            yield* eventually(
+              backend,
+              Effect.sync(() => handled().length === i + 1),
+              "it is handled"
+            )
+          }
+        }).pipe(Effect.provide(layer))
+        const changes = spans.filter(({ name }) => name.startsWith("change-"))
+        assert.deepStrictEqual(
+          handled().map(({ traceId }) => traceId),
+          changes.map(({ traceId }) => traceId)
         )
       }))
 
