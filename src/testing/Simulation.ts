@@ -35,7 +35,6 @@ import type * as Layer from "effect/Layer"
 import * as Random from "effect/Random"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
-import type * as Cohort from "../layers/Cohort.ts"
 import type * as Plugin from "../services/Plugin.ts"
 import type * as Backend from "./Backend.ts"
 import type { Invariant } from "./Invariant.ts"
@@ -202,7 +201,7 @@ export const run = <
     | Exclude<RequirementsOf<Plugins[number]> | NeededBy<Workload[keyof Workload]>, S>
     | Exclude<NeededToHold<Invariants[number]>, S>
     | SR,
-    TestCluster.Services | Cohort.Services | Shared | Scope.Scope
+    TestCluster.Services | Shared | Scope.Scope
   >
 > =>
   Effect.gen(function* () {

@@ -62,7 +62,7 @@ import type { Observation, Operation, StoreName, What } from "./Observation.ts"
  *
  * @since 0.2.0
  */
-export type Services = Cohort.Services | PluginHost.PluginHost
+export type Services = Cohort.Services | PluginHost.PluginHost | SecureRandom.SecureRandom
 
 /**
  * An effect was run on an instance that has stopped or crashed, or did so meanwhile. A defect, as no plugin expects it.
@@ -219,7 +219,7 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>, S = never,
 ): Effect.Effect<
   TestCluster<S>,
   PluginHost.PluginError | E,
-  Exclude<RequirementsOf<Plugins[number]>, Cohort.Services | S> | Exclude<R, Cohort.Services> | Scope.Scope
+  Exclude<RequirementsOf<Plugins[number]>, Services | S> | Exclude<R, Services> | Scope.Scope
 > =>
   Effect.gen(function* () {
     const context = yield* Effect.context<never>()

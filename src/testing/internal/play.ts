@@ -223,7 +223,9 @@ export const play = (setup: Setup): Effect.Effect<Outcome> =>
       const until = time.now + ("lasts" in step ? step.lasts : 0)
       const isApt = "instance" in step ? running.state(step.instance) === "running" : true
       if (!isApt) return
-      timeline.add(time.now, "instance" in step ? step.instance : undefined, actText(step).replace(/^\d+ /, ""))
+      const text = actText(step)
+      if ("instance" in step) timeline.add(time.now, step.instance, text.replace(/^\d+ /, ""))
+      else timeline.add(time.now, undefined, text)
       switch (step.act) {
         case "crash":
           fork(running.crash(step.instance))
