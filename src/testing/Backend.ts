@@ -3,6 +3,7 @@
  *
  * @since 0.2.0
  */
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
@@ -23,6 +24,17 @@ import type { PubSubTransport } from "../services/PubSubTransport.ts"
  * @since 0.2.0
  */
 export type Stores = CacheStore | EventQueueStore | LockStore | PubSubTransport
+
+/**
+ * Runs what arrives at an instance from outside its fibers, from a socket say: at once, when the instance is thawed, or
+ * never. A backend that calls back otherwise than by completing effects calls back through this.
+ *
+ * @since 0.2.0
+ */
+export const Receive: Context.Reference<(task: () => void) => void> = Context.Reference<(task: () => void) => void>(
+  "cohort/testing/Receive",
+  { defaultValue: () => (task) => task() }
+)
 
 /**
  * The broker of a simulated cluster, and how its instances reach it. It keeps to Effect's `Clock`, and to its

@@ -110,7 +110,7 @@ const runs = (cluster: TestCluster, { id, instance }: Who): boolean =>
 
 /**
  * No lock is held by two: of the instances that run, at most one has a lease of a key that has not ended for it, and
- * at most one runs work under it with `Lock.runExclusive`.
+ * at most one runs work under it with `Lock.runExclusive` and was not told to stop.
  *
  * @since 0.2.0
  */
@@ -155,6 +155,7 @@ export const oneHolder: Invariant = {
           case "Entered":
             put(work, observation.key, { ...who, fence: observation.fence, until: Number.POSITIVE_INFINITY })
             break
+          case "LeaseLost":
           case "Left":
             drop(work, observation.key, observation.fence)
             break

@@ -28,7 +28,7 @@ export type StoreName = "cache" | "lock" | "pubsub" | "queue"
  * author of a plugin gave them.
  *
  * - `Granted`, `Renewed`, `Released`: a lease as its holder sees it; `until` is when it ends for the holder.
- * - `Entered`, `Left`: work under `Lock.runExclusive` began, and ended.
+ * - `Entered`, `LeaseLost`, `Left`: work under `Lock.runExclusive` began, was told to stop, and ended.
  * - `Publishing`, `Published`, `Taken`, `Settled`, `Redriving`, `Redriven`, `Discarded`: jobs. `accepted` is whether the
  *   queue took it so, `undefined` when it did not answer. A job may be taken, and done, between `Publishing` and `Published`.
  * - `Stored`, `Removed`: cache entries; `keys` is `undefined` when the whole cache was reset.
@@ -52,7 +52,7 @@ export type What =
       readonly accepted: boolean
     }
   | { readonly _tag: "Released"; readonly key: string; readonly fence: number }
-  | { readonly _tag: "Entered" | "Left"; readonly key: string; readonly fence: number }
+  | { readonly _tag: "Entered" | "LeaseLost" | "Left"; readonly key: string; readonly fence: number }
   | { readonly _tag: "Publishing"; readonly channel: string; readonly id: string }
   | {
       readonly _tag: "Published"

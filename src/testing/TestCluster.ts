@@ -178,6 +178,7 @@ export interface TestCluster<S = never> {
       readonly payload: unknown
       readonly attempts: number
       readonly holder: number | undefined
+      readonly lastError: string | undefined
     }>
   >
   /** The entries of the caches that are live, encoded. */
@@ -289,8 +290,9 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>, S = never,
         // Whoever is cut off is so after a restart, too.
         if (member.cut) yield* backend.disconnect(member.id)
         const skew = member.process.skew
-        member.process = newProcess()
-        member.process.skew = skew
+        const process = newProcess()
+        process.skew = skew
+        member.process = process
         member.scope = yield* Scope.make()
         const dice = new Prng(`${random.next()} ${member.id}`)
         member.context = Context.make(Clock.Clock, member.process.clock).pipe(
@@ -298,6 +300,7 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>, S = never,
           Context.add(Random.Random, dice),
           Context.add(SecureRandom.SecureRandom, dice.secure()),
           Context.add(Uuid.Generator, dice.uuid),
+          Context.add(Backend.Receive, (task) => process.receive(task)),
           Context.add(Scope.Scope, member.scope),
           Context.add(References.CurrentLogAnnotations, { instance: member.id })
         ) as Context.Context<never>
@@ -411,8 +414,8 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>, S = never,
       jobs: (job) =>
         inspected(({ jobs }) =>
           jobs()
-            .map(({ attempts, channel, holder, id, payload, state }) => ({
-              ...{ channel: Observed.nameOf(channel), id, state, payload, attempts },
+            .map(({ attempts, channel, holder, id, lastError, payload, state }) => ({
+              ...{ channel: Observed.nameOf(channel), id, state, payload, attempts, lastError },
               holder: holder === undefined ? undefined : indexOf(holder)
             }))
             .filter(({ channel }) => job === undefined || channel === job.channel)

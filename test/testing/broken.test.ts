@@ -2,7 +2,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import {
   Cache,
@@ -14,21 +13,8 @@ import {
   PubSubTransport,
   SyncMessage
 } from "../../src/index.ts"
-import { Backend, Invariant, Simulation } from "../../src/testing/index.ts"
-import { broadcasts, caches, Database, locks, queues, syncs } from "./primitives.ts"
-
-/** The memory backend with one of its stores changed for every instance. */
-const changed = <I, S>(tag: { readonly key: string } & Effect.Effect<S, never, I>, change: (store: S) => S) =>
-  Effect.map(
-    Backend.memory,
-    (backend): Backend.Backend => ({
-      ...backend,
-      layer: Layer.merge(
-        backend.layer,
-        Layer.effect(tag as never, Effect.map(tag, change) as never).pipe(Layer.provide(backend.layer)) as never
-      ) as Backend.Backend["layer"]
-    })
-  )
+import { Invariant, Simulation } from "../../src/testing/index.ts"
+import { broadcasts, caches, changed, Database, locks, queues, syncs } from "./primitives.ts"
 
 /** How many steps each broken thing may take to be found. */
 const bound = 300

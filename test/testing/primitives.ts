@@ -5,19 +5,45 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import * as Schema from "effect/Schema"
-import { Cache, EventQueue, Job, Lock, Plugin, PubSub, SyncMessage, Topic } from "../../src/index.ts"
-import { Invariant } from "../../src/testing/index.ts"
+import {
+  Cache,
+  CacheStore,
+  EventQueue,
+  Job,
+  Lock,
+  Membership,
+  Plugin,
+  PubSub,
+  Singleton,
+  SyncMessage,
+  Topic
+} from "../../src/index.ts"
+import { Backend, Invariant } from "../../src/testing/index.ts"
 
 /** What the instances share beside the primitives: counters, as a database would have them. */
 export class Database extends Context.Service<
   Database,
-  { readonly counters: Map<string, number>; readonly fences: Map<string, number>; readonly runs: Map<string, number> }
+  { readonly counters: Map<string, number>; readonly fences: Map<string, number> }
 >()("test/Database") {
-  static readonly layer = Layer.sync(Database, () => ({ counters: new Map(), fences: new Map(), runs: new Map() }))
+  static readonly layer = Layer.sync(Database, () => ({ counters: new Map(), fences: new Map() }))
 }
 
+/** The memory backend with one of its stores changed for every instance. */
+export const changed = <I, S>(tag: { readonly key: string } & Effect.Effect<S, never, I>, change: (store: S) => S) =>
+  Effect.map(
+    Backend.memory,
+    (backend): Backend.Backend => ({
+      ...backend,
+      layer: Layer.merge(
+        backend.layer,
+        Layer.effect(tag as never, Effect.map(tag, change) as never).pipe(Layer.provide(backend.layer)) as never
+      ) as Backend.Backend["layer"]
+    })
+  )
+
 const key = Effect.map(Random.nextIntBetween(0, 2), (n) => `k${n}`)
-const briefly = Effect.flatMap(Random.nextIntBetween(0, 4_000), (millis) => Effect.sleep(millis))
+const longest = 4_000
+const briefly = Effect.flatMap(Random.nextIntBetween(0, longest), (millis) => Effect.sleep(millis))
 
 /** Reads, waits, writes: two at a time lose a count. Writes of a holder that was overtaken are refused by its fence. */
 const increment = Effect.gen(function* () {
@@ -39,6 +65,18 @@ const increment = Effect.gen(function* () {
     { ttl: "3 seconds" }
   )
 })
+/** A lease that nobody renews: extended by hand, or lost. */
+const extend = Effect.scoped(
+  Effect.gen(function* () {
+    const lease = yield* Lock.acquire(yield* key, { ttl: "1 second", renew: false })
+    yield* Effect.raceFirst(Effect.andThen(Effect.delay(lease.extend("3 seconds"), "500 millis"), briefly), lease.lost)
+  })
+)
+/** Waits with work inside work, and gives up now and then. */
+const nested = Effect.timeoutOption(
+  Lock.runExclusive("k1", Effect.andThen(briefly, Lock.runExclusive("k2", briefly)), { ttl: "2 seconds" }),
+  "6 seconds"
+)
 const hold = Effect.scoped(
   Effect.andThen(
     Effect.flatMap(key, (key) => Lock.acquire(key, { ttl: "5 seconds" })),
@@ -52,7 +90,7 @@ const glance = Effect.scoped(
 export const locks = {
   plugins: [],
   shared: Database.layer,
-  workload: { increment: { weight: 3, run: increment }, hold, glance },
+  workload: { increment: { weight: 3, run: increment }, hold, glance, extend, nested },
   invariants: [Invariant.oneHolder, Invariant.fencesIncrease]
 }
 
@@ -61,24 +99,28 @@ const Work = Job.make("work", Schema.Struct({ n: Schema.Int, fails: Schema.Int }
   timeout: "5 seconds",
   keepId: "1 minute"
 })
+const concurrency = 2
 const Worker = Plugin.make("worker", {
-  load: Effect.flatMap(Database, ({ runs }) =>
-    EventQueue.subscribe(Work, {
-      concurrency: 2,
+  load: Effect.gen(function* () {
+    let running = 0
+    yield* EventQueue.subscribe(Work, {
+      concurrency,
       lease: "6 seconds",
-      process: ({ fails }, { attempt, id }) =>
+      idle: Effect.map(Random.next, (x) => x < 0.8),
+      process: ({ fails, n }, { attempt }) =>
         Effect.gen(function* () {
-          yield* briefly
+          if (++running > concurrency) throw new Error(`${running} run at a time`)
+          // Up to 7 seconds: some are too long for the timeout.
+          yield* Effect.sleep(yield* Random.nextIntBetween(0, n === 9 ? 7_000 : 3_000))
+          if (n === 8 && (yield* Random.next) < 0.5) return yield* Job.snooze("2 seconds")
           if (attempt <= fails) return yield* Effect.fail("not yet")
-          runs.set(id, (runs.get(id) ?? 0) + 1)
-        })
+        }).pipe(Effect.ensuring(Effect.sync(() => running--)))
     })
-  )
+  })
 })
 
 export const queues = {
   plugins: [Worker],
-  shared: Database.layer,
   workload: {
     publish: {
       weight: 4,
@@ -102,6 +144,12 @@ export const queues = {
       Effect.map(cluster.jobs(Work), (jobs) => {
         const open = jobs.filter(({ state }) => state !== "dead")
         if (open.length > 0) throw new Error(`${open.length} are not: ${open.map(({ id, state }) => `${id} ${state}`)}`)
+      })
+    ),
+    Invariant.always("no handler dies of too many beside it", (cluster) =>
+      Effect.map(cluster.jobs(Work), (jobs) => {
+        const wrong = jobs.find(({ lastError }) => lastError?.includes("run at a time"))
+        if (wrong !== undefined) throw new Error(wrong.lastError)
       })
     )
   ]
@@ -161,6 +209,52 @@ export const caches = {
   ]
 }
 
+/** Kept near: may be behind for as long as the near copies live, and no longer. */
+const nearTtl = 5_000
+const Near = Cache.make("near", Schema.Int, { near: { ttl: nearTtl }, ttl: "1 minute" })
+/** When each version was told everywhere. */
+class Told extends Context.Service<Told, Map<string, Array<{ readonly version: number; readonly at: number }>>>()(
+  "test/Told"
+) {
+  static readonly layer = Layer.sync(Told, () => new Map())
+}
+const millis = Effect.clockWith((clock) => Effect.sync(() => Number(clock.monotonicTimeNanosUnsafe()) / 1e6))
+
+export const nearCaches = {
+  plugins: [],
+  shared: Layer.merge(Database.layer, Told.layer),
+  workload: {
+    change: Effect.gen(function* () {
+      const { counters } = yield* Database
+      const told = yield* Told
+      const name = yield* key
+      const version = (counters.get(name) ?? 0) + 1
+      counters.set(name, version)
+      yield* Effect.flatMap(Near, (near) => near.del(name))
+      told.set(name, [...(told.get(name) ?? []), { version, at: yield* millis }])
+    }),
+    read: {
+      weight: 4,
+      run: Effect.gen(function* () {
+        const { counters } = yield* Database
+        const told = yield* Told
+        const name = yield* key
+        const began = yield* millis
+        const load = Effect.suspend(() => Effect.as(briefly, counters.get(name) ?? 0))
+        const version = yield* Effect.flatMap(Near, (near) => near.wrap(name, load))
+        // Whoever waits for a load gets what was there when it began.
+        const least = (told.get(name) ?? []).findLast(({ at }) => at < began - nearTtl - longest)?.version ?? 0
+        if (version < least) throw new Error(`${name} is read as ${version}, long after ${least} was told`)
+      })
+    }
+  },
+  // In memory nothing is nearer than the store.
+  // A load that stood still with its instance began long ago, and its readers get what was there then.
+  faults: ["crash", "stop", "partition", "refusal", "delay"],
+  backend: changed(CacheStore.CacheStore, (store) => ({ ...store, local: false })),
+  invariants: []
+} as const
+
 const News = Topic.make("news", Schema.Struct({ n: Schema.Int }))
 const Listener = Plugin.make("listener", { load: PubSub.subscribe(News, () => briefly) })
 
@@ -181,6 +275,37 @@ class Mirror extends Context.Service<Mirror, { values: Record<string, number> }>
   )
 }
 const Changed = SyncMessage.make("mirror", Schema.Struct({ key: Schema.String }))
+const Members = Membership.layer
+const Tidy = Plugin.make("tidy", { load: Singleton.make("tidy", Effect.forever(Effect.sleep("2 seconds"))) })
+
+/** Who there is, and who does what only one is to do. */
+export const members = {
+  plugins: [Tidy],
+  services: Members,
+  workload: { look: Membership.Membership.use(({ members }) => members) },
+  invariants: [
+    Invariant.oneHolder,
+    Invariant.eventually("everybody knows everybody, and nobody else", (cluster) =>
+      Effect.gen(function* () {
+        const ids = Array.from({ length: cluster.size }, (_, i) => cluster.id(i)).sort()
+        for (let i = 0; i < cluster.size; i++) {
+          const known = yield* cluster.on(
+            i,
+            Membership.Membership.use(({ members }) => members)
+          )
+          const names = known.map(({ id }) => id).sort()
+          if (names.join() !== ids.join()) throw new Error(`${i} knows ${names}; there are ${ids}`)
+        }
+      })
+    ),
+    Invariant.eventually("somebody tidies", (cluster) =>
+      Effect.map(cluster.locks, (locks) => {
+        if (locks.length !== 1) throw new Error(JSON.stringify(locks))
+      })
+    )
+  ]
+}
+
 const Mirrored = Plugin.make("mirrored", {
   sync: {
     message: Changed,
@@ -199,18 +324,29 @@ const Mirrored = Plugin.make("mirrored", {
   }
 })
 
+/** Without an outbox, what a sender has not told before it dies is told by nobody: only what was is held to. */
+class Untold extends Context.Service<Untold, Map<string, { readonly at: number }>>()("test/Untold") {
+  static readonly layer = Layer.sync(Untold, () => new Map())
+}
+
 export const syncs = {
   plugins: [Mirrored],
   services: Mirror.layer,
-  shared: Database.layer,
+  shared: Layer.merge(Database.layer, Untold.layer),
   workload: {
     change: Effect.gen(function* () {
       const { counters } = yield* Database
+      const untold = yield* Untold
       const name = yield* key
       const mirror = yield* Mirror
       const value = yield* Random.nextIntBetween(1, 1_000)
+      const change = { at: yield* millis }
+      untold.set(name, change)
       counters.set(name, value)
       mirror.values = { ...mirror.values, [name]: value }
+      // A sender that lives tells what got lost as well, within 10 seconds.
+      const told = Effect.sync(() => untold.get(name) === change && untold.delete(name))
+      yield* Effect.forkDetach(Effect.delay(told, 30_000))
       yield* SyncMessage.publish(Changed, { key: name })
     })
   },
@@ -218,9 +354,13 @@ export const syncs = {
     Invariant.eventually("every instance has what the database has", (cluster) =>
       Effect.gen(function* () {
         const { counters } = yield* Database
+        const untold = yield* Untold
+        const now = yield* millis
+        if ([...untold.values()].some(({ at }) => at > now - 31_000)) throw new Error("it is too early to tell")
         for (let i = 0; i < cluster.size; i++) {
           const { values } = yield* cluster.on(i, Mirror)
           for (const [name, value] of counters) {
+            if (untold.has(name)) continue
             if (values[name] !== value) throw new Error(`${i} has ${values[name]} as ${name}, which is ${value}`)
           }
         }

@@ -16,7 +16,9 @@ const inProcess = (...flags: ReadonlyArray<string>) =>
 describe("a seed", () => {
   it.effect("gives what it gave on the Node that this was written on", () =>
     // Changes with Effect, and with the simulation itself; of Cohort it has little.
-    Effect.map(hashes, ({ plain }) => assert.strictEqual(plain, "fc0277fdda2fff974cf0f822318b32c3b4480c93640ba33e3597227d5fa560d9"))
+    Effect.map(hashes, ({ plain }) =>
+      assert.strictEqual(plain, "fc0277fdda2fff974cf0f822318b32c3b4480c93640ba33e3597227d5fa560d9")
+    )
   )
 
   it.effect(

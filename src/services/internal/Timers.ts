@@ -48,7 +48,7 @@ class Call extends Timer {
 export interface Timers {
   /** Monotonic milliseconds with an arbitrary origin. */
   readonly now: () => number
-  /** Calls `run` once `now()` has reached `due`. `run` must not throw. */
+  /** Calls `run` once `now()` has reached `due`, and not before `at` has returned. `run` must not throw. */
   readonly at: (due: number, run: () => void) => Timer
   /** Runs the timer once `now()` has reached `due`, instead of when it was to run before. */
   readonly start: (timer: Timer, due: number) => void
@@ -82,8 +82,10 @@ export const make: Effect.Effect<Timers, never, Scope.Scope> = Effect.gen(functi
     sleeper?.interruptUnsafe()
     armedFor = due
     const millis = Math.min(Math.max(due - now(), 0), longestSleep)
-    // Sleeps end on whole milliseconds at best: round up, so that the timer is due when it fires.
-    sleeper = runFork(Effect.flatMap(clock.sleep(Duration.millis(Math.ceil(millis))), () => Effect.sync(fire)))
+    // Sleeps end on whole milliseconds at best: round up, so that the timer is due when it fires. Not within this
+    // call, whatever the clock: whoever sets a timer has it in hand before it runs.
+    const sleep = millis > 0 ? clock.sleep(Duration.millis(Math.ceil(millis))) : Effect.yieldNow
+    sleeper = runFork(Effect.flatMap(sleep, () => Effect.sync(fire)))
   }
 
   const fire = () => {

@@ -54,13 +54,14 @@ export class Process {
       monotonicTimeNanosUnsafe: () => clock.monotonicTimeNanosUnsafe(),
       monotonicTimeNanos: clock.monotonicTimeNanos,
       sleep: (duration) =>
-        Effect.callback<void>((resume) => {
-          if (Duration.toMillis(duration) <= 0) return resume(Effect.void)
-          // The cluster's clock wakes a fiber of the cluster, which never stands still.
-          const fiber = runFork(clock.sleep(duration))
-          fiber.addObserver(() => this.receive(() => resume(Effect.void)))
-          return Effect.sync(() => fiber.interruptUnsafe())
-        })
+        Duration.toMillis(duration) > 0
+          ? Effect.callback<void>((resume) => {
+              // The cluster's clock wakes a fiber of the cluster, which never stands still.
+              const fiber = runFork(clock.sleep(duration))
+              fiber.addObserver(() => this.receive(() => resume(Effect.void)))
+              return Effect.sync(() => fiber.interruptUnsafe())
+            })
+          : Effect.yieldNow
     }
   }
 

@@ -73,6 +73,8 @@ const textOf = (observation: Observation): string | undefined => {
       return observation.accepted ? undefined : `may not renew "${observation.key}" (fence ${observation.fence})`
     case "Released":
       return `gives "${observation.key}" back (fence ${observation.fence})`
+    case "LeaseLost":
+      return `loses "${observation.key}" (fence ${observation.fence})`
     case "Entered":
     case "Left":
       return undefined

@@ -53,18 +53,24 @@ export class VirtualTime {
     monotonicTimeNanosUnsafe: () => this.nanos(),
     monotonicTimeNanos: Effect.sync(() => this.nanos()),
     sleep: (duration) =>
-      Effect.callback<void>((resume) => {
-        const millis = Duration.toMillis(duration)
-        if (!(millis > 0)) return resume(Effect.void)
-        const sleeper = this.at(this.now + millis, () => resume(Effect.void))
-        return Effect.sync(() => {
-          sleeper.wake = undefined
-        })
-      })
+      Duration.toMillis(duration) > 0
+        ? Effect.callback<void>((resume) => {
+            const sleeper = this.at(this.now + Duration.toMillis(duration), () => resume(Effect.void))
+            return Effect.sync(() => {
+              sleeper.wake = undefined
+            })
+          })
+        : Effect.yieldNow
   }
 
   private nanos(): bigint {
     return BigInt(Math.round(this.now * 1e6))
+  }
+
+  /** Whether something is there to run. */
+  get busy(): boolean {
+    for (const queue of this.queues.values()) if (queue.length > 0) return true
+    return false
   }
 
   /** When the next sleep ends; `Infinity` when nothing sleeps. */

@@ -70,6 +70,7 @@ const cacheStore = (store: CacheStore["Service"], probe: Probe): CacheStore["Ser
     probe.note({ _tag: "Removed", cache: nameOf(space), keys })
   return CacheStore.of({
     system: store.system,
+    ...(store.local !== undefined && { local: store.local }),
     get: (space, key) => guard("cache.get", () => store.get(space, key)),
     getMany: (space, keys) => guard("cache.getMany", () => store.getMany(space, keys)),
     set: (space, entries, ttl) => {
@@ -132,14 +133,21 @@ const lockStore = (store: LockStore["Service"], probe: Probe): LockStore["Servic
           resume(Effect.fail(refusal("lock.acquire", when)))
           return () => {}
         }
-        return request(space, key, ttl, (grant) =>
+        // A grant may wait for the process to go on; withdrawn meanwhile, it has been given back.
+        let withdrawn = false
+        const withdraw = request(space, key, ttl, (grant) =>
           probe.receive(() => {
+            if (withdrawn) return
             const known = settled(grant)
             if (known !== undefined) granted(known.value, ttl)
             if (when !== undefined) return resume(Effect.fail(refusal("lock.acquire", when)))
             resume(known !== undefined ? grant : Effect.tap(grant, (grant) => Effect.sync(() => granted(grant, ttl))))
           })
         )
+        return () => {
+          withdrawn = true
+          withdraw()
+        }
       }
     }),
     renew: (grant, ttl) => {
@@ -300,7 +308,11 @@ export const lock = (lock: Lock.Lock["Service"], { note }: Probe): Lock.Lock["Se
       (lease) => {
         const { fence } = lease
         note({ _tag: "Entered", key, fence })
-        return Effect.onExit(typeof work === "function" ? work(lease) : work, () =>
+        const told = Effect.forkChild(
+          Effect.map(lease.lost, () => note({ _tag: "LeaseLost", key, fence })),
+          { startImmediately: true }
+        )
+        return Effect.onExit(Effect.andThen(told, typeof work === "function" ? work(lease) : work), () =>
           Effect.sync(() => note({ _tag: "Left", key, fence }))
         )
       },

@@ -80,13 +80,10 @@ export const play = (setup: Setup): Effect.Effect<Outcome> =>
     }
     let runFork = Effect.runForkWith(context)
 
-    /** Lets promises have their turn as well. */
-    const settle = Effect.suspend(() => {
+    /** Runs what there is to run, and lets promises have their turn. */
+    const settle: Effect.Effect<void> = Effect.suspend(() => {
       time.settle()
-      return Effect.andThen(
-        Effect.yieldNow,
-        Effect.sync(() => time.settle())
-      )
+      return Effect.flatMap(Effect.yieldNow, () => (time.busy ? settle : Effect.void))
     })
 
     let watches: ReadonlyArray<{ readonly name: string; readonly watch: Watch }> = []

@@ -27,7 +27,6 @@
  */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
-import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -37,6 +36,7 @@ import type * as Scope from "effect/Scope"
 import * as Timers from "../../../services/internal/Timers.ts"
 import { Instance } from "../../../services/Instance.ts"
 import { Unavailable } from "../../../services/Reason.ts"
+import * as Uuid from "../../../services/Uuid.ts"
 import { AmqpConnection } from "../AmqpConnection.ts"
 import * as AmqpLogStream from "./AmqpLogStream.ts"
 import type { Entry, Fold } from "./Fold.ts"
@@ -135,7 +135,7 @@ export const make = (
     const run = Effect.runForkWith(yield* Effect.context<never>())
     const timers = yield* Timers.make
     const { now } = timers
-    const author = SecureRandom.uuidV4Unsafe().replaceAll("-", "").slice(0, 16)
+    const author = (yield* Uuid.Generator)().replaceAll("-", "").slice(0, 16)
 
     const folds: Array<Fold> = []
     let session: Session | undefined
