@@ -378,6 +378,7 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
                     (trace) =>
                       store.publish(address(job), {
                         id,
+                        isGiven: options?.id !== undefined,
                         payload: trace === undefined ? payload : payload.withTrace(trace),
                         delay: delay as number,
                         timeout: timeout as number,

@@ -34,6 +34,8 @@ export type DeathReason = typeof DeathReason.Type
  */
 export interface NewJob {
   readonly id: string
+  /** Whether the id was given by whoever publishes. One that was not is random, and never known. */
+  readonly isGiven: boolean
   readonly payload: Payload
   /** Until the first run. */
   readonly delay: number

@@ -2,9 +2,10 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
+import { ClaimFold } from "../../src/layers/amqp/log/ClaimFold.ts"
 import { CacheFold } from "../../src/layers/amqp/log/CacheFold.ts"
 import { authorOf, LockFold, type Outcome, type Position } from "../../src/layers/amqp/log/LockFold.ts"
-import { decode, type Envelope, encode, type LogRecord } from "../../src/layers/amqp/log/LogRecord.ts"
+import { decode, type Envelope, encode, type LogRecord, type QueueRecord } from "../../src/layers/amqp/log/LogRecord.ts"
 import { Payload } from "../../src/services/Payload.ts"
 
 const int = (minimum: number, maximum: number) => Schema.Int.check(Schema.isBetween({ minimum, maximum }))
@@ -43,6 +44,15 @@ describe("records of the log", () => {
             ],
             seen: [[a, n]]
           },
+          { kind: "claim", channel: a, id: b, token: a, at: n, until: n, dead: ttl === null },
+          { kind: "keep", channel: a, id: b, token: a, at: n, until: 0, state: "ended" },
+          {
+            kind: "kept",
+            at: n,
+            asOf: n,
+            claims: texts.map((id) => ({ channel: a, id, token: b, state: "living" as const, until: n }))
+          },
+          { kind: "pause", channel: a, until: n },
           { kind: "mark", at: n, epoch: n },
           { kind: "bye" },
           { kind: "ask" },
@@ -623,5 +633,197 @@ describe("the fold of the locks", () => {
     assert.strictEqual(all.locks.size + newcomer.locks.size, 0)
     apply(6, "b", request("b.0"))
     assert.deepStrictEqual(view(all), view(newcomer))
+  })
+})
+
+describe("the fold of the ids", () => {
+  const Id = Schema.Literals(["a", "b"])
+  const Step = Schema.Union([
+    Schema.Struct({ op: Schema.Literal("claim"), id: Id, lives: int(1, 6), dead: Schema.Boolean }),
+    // Of the claim that was granted so many grants ago, and of one that may be someone else's by now.
+    Schema.Struct({ op: Schema.Literal("live"), ago: int(0, 3), lives: int(1, 6) }),
+    Schema.Struct({ op: Schema.Literal("end"), ago: int(0, 3), keep: int(0, 3) }),
+    Schema.Struct({ op: Schema.Literal("pass"), time: int(1, 4) }),
+    // Some instance repeats what it knew so many records ago.
+    Schema.Struct({ op: Schema.Literal("repeat"), ago: int(0, 4) })
+  ])
+  type Step = typeof Step.Type
+  const channel = "jobs"
+
+  /** What the steps append, and what the log answers. */
+  const play = (taken: ReadonlyArray<Step>) => {
+    const fold = new ClaimFold()
+    fold.begin(0)
+    const records: Array<QueueRecord> = []
+    const granted: Array<{ readonly id: string; readonly token: string }> = []
+    const answers: Array<{ readonly id: string; readonly at: number; readonly token: string; readonly dead: boolean }> =
+      []
+    const refused: typeof answers = []
+    const known: Array<ReturnType<ClaimFold["repeat"]>> = []
+    let at = 1_000_000
+    for (const step of taken) {
+      if (step.op === "pass") {
+        at += step.time
+        continue
+      }
+      const offset = records.length
+      const record = ((): QueueRecord | undefined => {
+        switch (step.op) {
+          case "claim":
+            return {
+              kind: "claim",
+              channel,
+              id: step.id,
+              token: `t${offset}`,
+              at,
+              until: at + step.lives,
+              dead: step.dead
+            }
+          case "live":
+          case "end": {
+            const claim = granted.at(-1 - step.ago)
+            if (claim === undefined) return undefined
+            const [state, lives] =
+              step.op === "live" ? (["living", step.lives] as const) : (["ended", step.keep] as const)
+            return { kind: "keep", channel, ...claim, state, at, until: at + lives }
+          }
+          case "repeat": {
+            const asOf = Math.max(offset - 1 - step.ago, 0)
+            return { kind: "kept", at, asOf, claims: known[asOf] ?? [] }
+          }
+        }
+      })()
+      if (record === undefined) continue
+      records.push(record)
+      const verdict = fold.apply(offset, record)
+      if (record.kind === "claim") {
+        const answer = { id: record.id, at, token: record.token, dead: record.dead }
+        if (verdict === "granted") {
+          granted.push({ id: record.id, token: record.token })
+          answers.push(answer)
+        } else refused.push(answer)
+      }
+      known.push(fold.repeat({ bytes: 0, millis: 0 }, at))
+    }
+    return { at, fold, granted: answers, records, refused, wall: at }
+  }
+
+  const stateOf = (fold: ClaimFold, at: number) =>
+    ["a", "b"].map((id) => {
+      const claim = fold.get(channel, id)
+      return claim !== undefined && claim.until > at ? [claim.token, claim.state, claim.until] : undefined
+    })
+
+  it.effect.prop(
+    "an id is granted when nobody has it, and to nobody else before that claim has ended or run out",
+    { taken: steps(Step, 40) },
+    ({ taken }) =>
+      Effect.sync(() => {
+        const { granted, records, refused } = play(taken)
+        /** Until when a claim that was made at `from` holds its id at `at`, as its own records say. */
+        const holds = (token: string, id: string, at: number, place: number) => {
+          let held: { until: number; ended: boolean } | undefined
+          for (const record of records.slice(0, place)) {
+            if (record.kind === "claim" && record.token === token) held = { until: record.until, ended: false }
+            if (record.kind !== "keep" || record.token !== token || record.id !== id || held === undefined) continue
+            // Too late: the id was someone else's meanwhile.
+            const other = granted.some(
+              (it) => it.id === id && it.token !== token && it.at <= record.at && isLater(it.token, token)
+            )
+            if (other) continue
+            held = { until: record.until, ended: record.state === "ended" }
+          }
+          return held !== undefined && held.until > at ? held : undefined
+        }
+        const isLater = (a: string, b: string) => Number(a.slice(1)) > Number(b.slice(1))
+        for (const [i, { at, dead, id, token }] of granted.entries()) {
+          for (const before of granted.slice(0, i)) {
+            if (before.id !== id) continue
+            const held = holds(before.token, id, at, Number(token.slice(1)))
+            const isSuperseded = granted.slice(0, i).some((it) => it.id === id && isLater(it.token, before.token))
+            if (isSuperseded) continue
+            assert.isTrue(held === undefined || (dead && held.ended), `${token} while ${before.token} holds ${id}`)
+          }
+        }
+        for (const { at, dead, id, token } of refused) {
+          const isHeld = granted.some((it) => {
+            const held = holds(it.token, id, at, Number(token.slice(1)))
+            return it.id === id && held !== undefined && !(dead && held.ended)
+          })
+          assert.isTrue(isHeld, `${token} is refused for a reason`)
+        }
+      })
+  )
+
+  it.effect.prop(
+    "who begins to read later knows the same, once another has repeated it, whatever ended meanwhile",
+    { before: steps(Step, 30), between: steps(Step, 6) },
+    ({ before, between }) =>
+      Effect.sync(() => {
+        const first = play(before)
+        const asOf = first.records.length - 1
+        const claims = first.fold.repeat({ bytes: 0, millis: 0 }, first.wall)
+        const meanwhile = play([...before, ...between]).records.slice(first.records.length)
+        const repeated: QueueRecord = { kind: "kept", at: first.wall, asOf, claims }
+        const full = first.fold
+        const late = new ClaimFold()
+        late.begin(Math.max(asOf, 0))
+        for (const [i, record] of [...meanwhile, repeated].entries()) {
+          full.apply(first.records.length + i, record)
+          late.apply(first.records.length + i, record)
+        }
+        const at = Math.max(first.wall, ...meanwhile.map((record) => ("at" in record ? record.at : 0)))
+        const claimed = new Set(meanwhile.map((record) => (record.kind === "claim" ? record.id : "")))
+        // One that was claimed meanwhile may have been granted to whoever did not know.
+        for (const [i, id] of ["a", "b"].entries()) {
+          if (!claimed.has(id)) assert.deepStrictEqual(stateOf(late, at)[i], stateOf(full, at)[i], id)
+        }
+      })
+  )
+
+  it("whoever had an id before it ran out changes nothing for who has it now", () => {
+    const fold = new ClaimFold()
+    fold.begin(0)
+    const claim = (token: string, at: number) =>
+      fold.apply(at, { kind: "claim", channel, id: "a", token, at, until: at + 10, dead: false })
+    assert.deepStrictEqual([claim("t0", 0), claim("t1", 20)], ["granted", "granted"])
+    for (const [state, until] of [
+      ["living", 99],
+      ["ended", 99],
+      ["ended", 0]
+    ] as const) {
+      fold.apply(21, { kind: "keep", channel, id: "a", token: "t0", state, at: 21, until })
+      assert.deepStrictEqual(claim("t2", 22), { state: "pending", token: "t1" })
+    }
+    assert.isTrue(fold.isOver("t0"))
+  })
+
+  it("forgets what is over, and remembers as many ends as it was told to", () => {
+    const fold = new ClaimFold(100)
+    fold.begin(0)
+    for (let i = 0; i < 1_000; i++) {
+      const claim = { channel, id: `${i}`, token: `t${i}` }
+      fold.apply(2 * i, { kind: "claim", ...claim, at: 0, until: 10, dead: false })
+      fold.apply(2 * i + 1, { kind: "keep", ...claim, state: "ended", at: 1, until: i % 2 === 0 ? 0 : 1_000 })
+    }
+    assert.strictEqual(fold.size, 500)
+    assert.isTrue(fold.isOver("t999") && fold.isOver("t900") && !fold.isOver("t899"))
+    fold.sweep(1_000_000)
+    assert.strictEqual(fold.size, 0)
+  })
+
+  it("repeats what has not been told of for long, and that only", () => {
+    const fold = new ClaimFold()
+    fold.begin(0)
+    const claim = (id: string, offset: number) =>
+      fold.apply(offset, { kind: "claim", channel, id, token: id, at: 0, until: 1_000, dead: false })
+    claim("a", 0)
+    claim("b", 1)
+    fold.pass(100)
+    fold.apply(2, { kind: "keep", channel, id: "a", token: "a", state: "living", at: 10, until: 2_000 })
+    const ids = (wall: number) => fold.repeat({ bytes: 100, millis: 500 }, wall).map(({ id }) => id)
+    assert.deepStrictEqual(ids(20), ["b"])
+    assert.deepStrictEqual(ids(510), ["b", "a"])
+    assert.deepStrictEqual(ids(1_500), ["a"])
   })
 })

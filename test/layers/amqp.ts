@@ -20,6 +20,7 @@ const prepare = (url: string) =>
   })
 
 interface Options {
+  readonly lateness?: number
   readonly name?: string
   readonly features?: Partial<Features>
   /** Whether its tests are about delays. Default `true`. */
@@ -29,7 +30,7 @@ interface Options {
 /** Some stores on RabbitMQ. */
 export const amqpPart = <S extends Stores>(
   part: Layer.Layer<S, unknown, Instance.Instance | AmqpConnection.AmqpConnection>,
-  { delays = true, features, name = "rabbitmq" }: Options = {}
+  { delays = true, features, lateness, name = "rabbitmq" }: Options = {}
 ): Backend => {
   beforeAll(async () => {
     const url = await Effect.runPromise(RabbitServer.sharedUrl)
@@ -37,7 +38,8 @@ export const amqpPart = <S extends Stores>(
   }, 120_000)
   return onServer({
     name,
-    features: { deduplicates: false, attemptsOutliveCuts: false, ...features },
+    features: { attemptsOutliveCuts: false, ...features },
+    lateness,
     url: RabbitServer.sharedUrl,
     port: 5672,
     stores: (url) =>

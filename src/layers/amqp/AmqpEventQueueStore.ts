@@ -21,19 +21,24 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import { EventQueueStore } from "../../services/EventQueueStore.ts"
+import type { Instance } from "../../services/Instance.ts"
 import { getOrMake } from "../../services/internal/getOrMake.ts"
 import * as Timers from "../../services/internal/Timers.ts"
 import type { Unavailable } from "../../services/Reason.ts"
+import * as AmqpClaims from "./AmqpClaims.ts"
 import { AmqpConnection, type Topology } from "./AmqpConnection.ts"
 import * as AmqpDelays from "./AmqpDelays.ts"
 import { unavailable } from "./AmqpLink.ts"
 import * as AmqpQueueNames from "./AmqpQueueNames.ts"
 import { deadJobOf, type Job, type Letter, newJob, readJob, writeJob } from "./AmqpQueueRecord.ts"
+import { layer as layerLog, type ReplicatedLog } from "./log/ReplicatedLog.ts"
 import { type Answer, AmqpQueueWorker, type Forward } from "./AmqpQueueWorker.ts"
 import * as AmqpTail from "./AmqpTail.ts"
 
 /** How long a delayed job may be on its way out of the ladder, in milliseconds. */
-const lateness = 300
+const lateness = 5_000
+/** In the stream of delays, before those that a worker has seen the end of. */
+const ended = "ended"
 
 const replies = "amq.rabbitmq.reply-to"
 
@@ -65,16 +70,17 @@ const makeQueue = (channel: string) => {
 /** A record of the stream of deaths. What was dead-lettered by RabbitMQ itself is a job. */
 type DeathRecord =
   | { readonly death: Letter }
-  | { readonly removed: string; readonly ids: ReadonlyArray<string> | "all" }
+  | { readonly removed: string; readonly deaths: ReadonlyArray<readonly [id: string, diedAt: number]> }
 
 /**
  * Makes the store of one instance.
  *
  * @since 0.2.0
  */
-export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnection | Scope.Scope> = Effect.gen(
-  function* () {
+export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnection | ReplicatedLog | Scope.Scope> =
+  Effect.gen(function* () {
     const amqp = yield* AmqpConnection
+    const claims = yield* AmqpClaims.make
     const scope = yield* Effect.scope
     const clock = yield* Clock.clockWith(Effect.succeed)
     const runFork = Effect.runForkWith(yield* Effect.context<never>())
@@ -133,25 +139,56 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
         const job = writeJob({ meta: { ...rest, nonce, ...until }, payload })
         // Its end is written down when it has begun, so that it is not over before it is counted.
         return Effect.flatMap(send(route.exchange, route.routingKey, job, ladderFrom(route.first)), () =>
-          send("", names.delays, Buffer.from(`${now() + route.delay} ${nonce}`), names)
+          // It is only counted by that; the job is where it should be.
+          Effect.ignore(send("", names.delays, Buffer.from(`${now() + route.delay} ${nonce}`), names))
         )
       })
     }
 
+    /** Publishes a job whose id must not be known. */
+    const putClaimed = (
+      channel: string,
+      id: string,
+      delay: number,
+      dead: boolean,
+      job: (claim: string) => Job
+    ): Effect.Effect<boolean, Unavailable> =>
+      Effect.flatMap(claims.claim(channel, id, dead), (token) => {
+        if (token === undefined) return Effect.succeed(false)
+        const claim = { channel, id, token }
+        return put(queueOf(channel), job(token), delay).pipe(
+          Effect.andThen(claims.live(claim, delay)),
+          // It may be stored all the same; but nobody is told that it is.
+          Effect.onError(() => claims.drop(claim)),
+          Effect.as(true)
+        )
+      })
+
+    const endOf = (channel: string, { meta: { claim, id, keepId } }: Job): Effect.Effect<void, Unavailable> =>
+      claim === undefined ? Effect.void : claims.end({ channel, id, token: claim }, keepId)
+
     const forwardIn =
-      (queue: Queue): Forward =>
-      (delivery, { meta, payload }, outcome) => {
+      (channel: string, queue: Queue): Forward =>
+      (delivery, job, outcome) => {
+        const { meta, payload } = job
+        const again = (meta: Job["meta"], delay: number) =>
+          Effect.andThen(
+            meta.claim === undefined ? Effect.void : claims.live({ channel, id: meta.id, token: meta.claim }, delay),
+            put(queue, { meta: { ...meta, since: now() }, payload }, delay)
+          )
         switch (outcome._tag) {
+          case "ack":
+            return endOf(channel, job)
           case "release":
-            return put(queue, { meta: { ...meta, attempts: delivery.attempt - 1 }, payload }, outcome.delay)
+            return again({ ...meta, attempts: delivery.attempt - 1 }, outcome.delay)
           case "retry": {
             const { error } = outcome
             const errors = { firstError: meta.firstError ?? error, lastError: error }
-            return put(queue, { meta: { ...meta, ...errors, attempts: delivery.attempt }, payload }, outcome.delay)
+            return again({ ...meta, ...errors, attempts: delivery.attempt }, outcome.delay)
           }
           case "bury": {
             const { error, reason } = outcome
-            const { firstError = error, lastError: _, nonce: __, until: ___, ...rest } = meta
+            const { firstError = error, lastError: _, nonce: __, until: ___, forgiven: ____, ...rest } = meta
             const death: Letter = {
               job: { meta: { ...rest, attempts: 0 }, payload },
               // A worker that was lost on the last attempt is noticed by taking the job once more.
@@ -161,7 +198,7 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
               lastError: error,
               diedAt: now()
             }
-            return send("", queue.names.dead, record({ death }), queue.names)
+            return Effect.andThen(send("", queue.names.dead, record({ death }), queue.names), endOf(channel, job))
           }
         }
       }
@@ -181,15 +218,21 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
         return
       }
       let count = 0
-      for (const id of record.ids === "all" ? [...dead.keys()] : record.ids) if (dead.delete(id)) count++
+      for (const [id, diedAt] of record.deaths) {
+        // One that was redriven may have died again by now.
+        if (dead.get(id)?.diedAt === diedAt && dead.delete(id)) count++
+      }
       if (record.removed.startsWith(nonce)) removed.set(record.removed, count)
     }
 
     const onDelay =
       ({ due }: Queue) =>
       (content: Buffer) => {
-        const [at, nonce] = content.toString().split(" ") as [string, string]
-        if (Number(at) + lateness > now()) due.set(nonce, Number(at))
+        const [at, ...nonces] = content.toString().split(" ")
+        for (const nonce of nonces) {
+          if (at === ended) due.delete(nonce)
+          else if (Number(at) + lateness > now()) due.set(nonce, Number(at))
+        }
       }
 
     const tailsOf = (queue: Queue) =>
@@ -215,11 +258,12 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
         })
       )
 
-    const remove = (queue: Queue, ids: ReadonlyArray<string>) =>
+    const remove = (queue: Queue, letters: ReadonlyArray<Letter>) =>
       Effect.gen(function* () {
+        const deaths = letters.map(({ diedAt, job }) => [job.meta.id, diedAt] as const)
         const tails = yield* tailsOf(queue)
         const removed = fresh()
-        yield* send("", queue.names.dead, record({ removed, ids }), queue.names)
+        yield* send("", queue.names.dead, record({ removed, deaths }), queue.names)
         yield* tails.dead.catchUp
         const count = queue.removed.get(removed) ?? 0
         queue.removed.delete(removed)
@@ -231,12 +275,12 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
 
     // --- what the workers hold ---
 
-    /** Asks every worker there is, and counts what is ready. */
+    /** Asks every worker there is; `undefined` when one does not answer, as one that is frozen. */
     const askWorkers = ({ names }: Queue) =>
       amqp.call(
         async (channel) => {
           const workers = await names.declareWorkers(channel)
-          const answers: Array<Answer> = []
+          const answers = new Map<string, Answer>()
           if (workers > 0) {
             let enough = () => {}
             const all = new Promise<void>((resolve) => {
@@ -246,19 +290,19 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
               replies,
               (message) => {
                 if (message === null) return
-                answers.push(JSON.parse(message.content.toString()) as Answer)
-                if (answers.length >= workers) enough()
+                const answer = JSON.parse(message.content.toString()) as Answer
+                answers.set(answer.name, answer)
+                if (answers.size >= workers) enough()
               },
               { noAck: true }
             )
             channel.publish(AmqpQueueNames.ask, names.workers, Buffer.from("?"), { replyTo: replies })
-            // One that is frozen does not answer before the broker has noticed.
-            const late = Effect.runFork(Effect.andThen(Effect.sleep(amqp.timeout / 3), Effect.sync(enough)))
+            const late = runFork(Effect.andThen(Effect.sleep(amqp.timeout / 4), Effect.sync(enough)))
             await all
             late.interruptUnsafe()
             await channel.cancel(consumerTag)
           }
-          return answers
+          return answers.size < workers ? undefined : [...answers.values()]
         },
         { retry: true }
       )
@@ -272,21 +316,38 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
         { retry: true }
       )
 
-    const versionOf = (answers: ReadonlyArray<Answer>) => answers.reduce((sum, { version }) => sum + version, 0)
+    const versionsOf = (answers: ReadonlyArray<Answer> | undefined) =>
+      answers
+        ?.map(({ name, version }) => `${name} ${version}`)
+        .sort()
+        .join()
 
     return EventQueueStore.of({
       system: "rabbitmq",
-      publish: (channel, job) => Effect.as(put(queueOf(channel), newJob(job, now()), job.delay), true),
+      publish: (channel, job) =>
+        job.isGiven
+          ? bounded(putClaimed(channel, job.id, job.delay, false, (claim) => newJob(job, now(), claim)))
+          : Effect.as(put(queueOf(channel), newJob(job, now(), undefined), job.delay), true),
       worker: (channel, { concurrency }) =>
         Effect.gen(function* () {
           const queue = queueOf(channel)
           const worker = new AmqpQueueWorker({
             names: queue.names,
+            name: fresh(),
+            isOver: claims.isOver,
+            pausing: claims.pause(channel),
+            pausedUntil: () => claims.pausedUntil(channel),
             concurrency,
-            forward: forwardIn(queue),
+            forward: forwardIn(channel, queue),
             now,
             timers,
             runFork: (effect) => runFork(effect)
+          })
+          yield* Effect.addFinalizer(() => {
+            const nonces = worker.endedDelays()
+            if (nonces.length === 0) return Effect.void
+            const content = Buffer.from([ended, ...nonces].join(" "))
+            return Effect.ignore(send("", queue.names.delays, content, queue.names))
           })
           const sessions = yield* amqp.open({ setup: worker.setup, onDown: worker.onDown })
           worker.attach(sessions)
@@ -302,25 +363,30 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
             for (let i = 0; ; i++) {
               const tails = yield* tailsOf(queue)
               yield* Effect.all([tails.delays.catchUp, tails.dead.catchUp], { concurrency: 2 })
-              const ended = new Set(before.flatMap(({ ended }) => ended))
+              for (const nonce of (before ?? []).flatMap(({ ended }) => ended)) queue.due.delete(nonce)
+              const { consumerCount, messageCount } = yield* countReady(queue)
+              const after = yield* askWorkers(queue)
+              const isQuiet = versionsOf(before) === versionsOf(after)
+              before = after
+              const sum = (of: (answer: Answer) => number) => (after ?? []).reduce((sum, answer) => sum + of(answer), 0)
+              // RabbitMQ has still to take back what others held, or notice that they are gone.
+              const isLeft = after === undefined || consumerCount > sum(({ consumers }) => consumers)
+              if (isLeft || !(isQuiet || i >= 10)) continue
               const time = now()
               let delayed = 0
+              let overdue = 0
               for (const [nonce, due] of queue.due) {
-                if (ended.has(nonce) || due + lateness <= time) queue.due.delete(nonce)
-                else delayed++
+                if (due > time) delayed++
+                else if (due + lateness > time) overdue++
+                else queue.due.delete(nonce)
               }
-              const ready = yield* countReady(queue)
-              const after = yield* askWorkers(queue)
-              const isQuiet = before.length === after.length && versionOf(before) === versionOf(after)
-              if (isQuiet || i === 10) {
-                return {
-                  ready,
-                  delayed,
-                  inFlight: after.reduce((sum, { held }) => sum + held, 0),
-                  dead: queue.dead.size
-                }
+              return {
+                ready: messageCount,
+                // What is due and was not taken is ready by now, or on its way.
+                delayed: delayed + Math.max(0, overdue - messageCount),
+                inFlight: sum(({ held }) => held),
+                dead: queue.dead.size
               }
-              before = after
             }
           })
         ),
@@ -332,33 +398,31 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
           return letter === undefined ? undefined : deadJobOf(letter)
         }),
       redrive: (channel, ids) =>
-        Effect.flatMap(deadOf(channel), (dead) => {
-          const queue = queueOf(channel)
-          const letters = chosen(dead, ids)
-          if (letters.length === 0) return Effect.succeed(0)
-          return Effect.flatMap(
-            Effect.forEach(letters, ({ job }) => put(queue, job, 0), { concurrency: 500, discard: true }),
-            () =>
-              remove(
-                queue,
-                letters.map(({ job }) => job.meta.id)
-              )
+        Effect.gen(function* () {
+          const letters = chosen(yield* deadOf(channel), ids)
+          const redriven: Array<Letter> = []
+          yield* Effect.forEach(
+            letters,
+            (letter) => {
+              const { meta, payload } = letter.job
+              const put = putClaimed(channel, meta.id, 0, true, (claim) => ({
+                meta: { ...meta, claim, since: now() },
+                payload
+              }))
+              return Effect.map(put, (isNew) => isNew && redriven.push(letter))
+            },
+            { concurrency: 500, discard: true }
           )
+          if (redriven.length > 0) yield* remove(queueOf(channel), redriven)
+          return redriven.length
         }),
       discard: (channel, ids) =>
         Effect.flatMap(deadOf(channel), (dead) => {
           const letters = chosen(dead, ids)
-          if (letters.length === 0) return Effect.succeed(0)
-          return bounded(
-            remove(
-              queueOf(channel),
-              letters.map(({ job }) => job.meta.id)
-            )
-          )
+          return letters.length === 0 ? Effect.succeed(0) : bounded(remove(queueOf(channel), letters))
         })
     })
-  }
-)
+  })
 
 const readDeath = (content: Buffer): DeathRecord | undefined => {
   const job = readJob(content)
@@ -384,8 +448,20 @@ const readDeath = (content: Buffer): DeathRecord | undefined => {
 }
 
 /**
+ * Provides `EventQueueStore` on a log.
+ *
+ * @since 0.2.0
+ */
+export const layerOnLog: Layer.Layer<EventQueueStore, never, AmqpConnection | ReplicatedLog> = Layer.effect(
+  EventQueueStore,
+  make
+)
+
+/**
  * Provides `EventQueueStore`.
  *
  * @since 0.2.0
  */
-export const layer: Layer.Layer<EventQueueStore, never, AmqpConnection> = Layer.effect(EventQueueStore, make)
+export const layer: Layer.Layer<EventQueueStore, never, AmqpConnection | Instance> = layerOnLog.pipe(
+  Layer.provide(layerLog)
+)

@@ -24,8 +24,8 @@ export interface Names extends Topology {
   readonly dead: string
   readonly delays: string
   readonly workers: string
-  /** Counts what is ready. */
-  readonly declareJobs: (channel: Channel) => Promise<number>
+  /** Counts what is ready, and the consumers, with those that were cancelled and still hold something. */
+  readonly declareJobs: (channel: Channel) => Promise<{ readonly messageCount: number; readonly consumerCount: number }>
   /** Counts the workers. */
   readonly declareWorkers: (channel: Channel) => Promise<number>
 }
@@ -37,8 +37,8 @@ export const make = (channelName: string): Names => {
   const delays = `cohort.delays.v1.${name}`
   const workers = `cohort.workers.v1.${name}`
 
-  const declareJobs = async (channel: Channel) => {
-    const { messageCount } = await channel.assertQueue(jobs, {
+  const declareJobs = (channel: Channel) =>
+    channel.assertQueue(jobs, {
       durable: true,
       arguments: {
         ...AmqpDelays.quorum,
@@ -47,8 +47,6 @@ export const make = (channelName: string): Names => {
         "x-dead-letter-routing-key": dead
       }
     })
-    return messageCount
-  }
   const declareWorkers = async (channel: Channel) => {
     await channel.assertExchange(ask, "direct", { durable: true })
     const { consumerCount } = await channel.assertQueue(workers, {

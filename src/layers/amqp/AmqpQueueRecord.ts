@@ -9,6 +9,11 @@ interface Meta {
   readonly timeout: number
   readonly maxRetries: number
   readonly keepId: number
+  /** When this copy was published, if it is not the first, and how many deliveries of earlier ones did not count. */
+  readonly since?: number
+  readonly forgiven?: number
+  /** The token of its claim, if its id is claimed. */
+  readonly claim?: string
   /** Attempts that RabbitMQ's own count, which begins anew with each copy, does not know of. */
   readonly attempts: number
   readonly firstError?: string
@@ -24,14 +29,15 @@ export interface Job {
   readonly payload: string
 }
 
-export const newJob = (job: NewJob, publishedAt: number): Job => ({
+export const newJob = (job: NewJob, publishedAt: number, claim: string | undefined): Job => ({
   meta: {
     id: job.id,
     publishedAt,
     timeout: job.timeout,
     maxRetries: job.maxRetries,
     keepId: job.keepId,
-    attempts: 0
+    attempts: 0,
+    ...(claim !== undefined && { claim })
   },
   payload: job.payload.json
 })

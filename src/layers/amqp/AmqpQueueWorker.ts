@@ -2,6 +2,10 @@
  * A worker's hold on a queue in RabbitMQ: a channel that is given as many jobs as the
  * worker may hold.
  *
+ * RabbitMQ counts how often it has taken a job back, and that counts as attempts. But a quorum queue also takes back
+ * what was on its way to a consumer that is cancelled, unseen: whoever cancels one tells every worker before, through
+ * the log, and the first deliveries that were taken back since are forgiven.
+ *
  * It consumes from its first take to its next pause. What it was given and did not
  * start goes back as a copy, behind the others: RabbitMQ counts every delivery that
  * it takes back itself as an attempt. An attempt ends in the channel that began it, or
@@ -27,7 +31,10 @@ const giveBackMillis = 50
 /** How long to wait for the first job of a queue that has some. */
 const firstMillis = 100
 /** How long the end of a delay is remembered, in milliseconds. */
-const rememberMillis = 5_000
+const rememberMillis = 10_000
+
+/** Deliveries of a job that are taken for lost on the way to a cancelled consumer, and not for attempts, at most. */
+const mostForgiven = 2
 
 /** What a delivery is known by. */
 interface Token {
@@ -38,26 +45,33 @@ interface Token {
   settled: boolean
 }
 
+/** Whether nothing has to be written down before it is acknowledged. */
+const isPlain = ({ delivery, outcome }: Settlement) =>
+  outcome._tag === "ack" && tokenOf(delivery).job.meta.claim === undefined
+
 const tokenOf = (delivery: Delivery) => delivery.token as Token
 
 /** What a worker says when asked. */
 export interface Answer {
+  readonly name: string
   readonly held: number
+  /** Its consumers, with those that are cancelled and still hold something. */
+  readonly consumers: number
   /** Grows with every job that comes or goes. */
   readonly version: number
   /** Delays that have ended. */
   readonly ended: ReadonlyArray<string>
 }
 
-/** Ends an attempt elsewhere: publishes what becomes of the job. */
-export type Forward = (
-  delivery: Delivery,
-  job: Job,
-  outcome: Exclude<Outcome, { readonly _tag: "ack" }>
-) => Effect.Effect<void, Unavailable>
+/** Writes down what becomes of a job, before it is acknowledged. */
+export type Forward = (delivery: Delivery, job: Job, outcome: Outcome) => Effect.Effect<void, Unavailable>
 
 export class AmqpQueueWorker implements Worker {
   private readonly names: Names
+  private readonly name: string
+  private readonly isOver: (claim: string) => boolean
+  private readonly pausing: Effect.Effect<void, Unavailable>
+  private readonly pausedUntil: () => number
   private readonly prefetch: number
   private readonly forward: Forward
   private readonly now: () => number
@@ -68,10 +82,14 @@ export class AmqpQueueWorker implements Worker {
   private readonly changing = Semaphore.makeUnsafe(1)
   /** Whether it takes jobs, and through which consumer of which session. */
   private consuming = false
-  private consumer: { readonly session: Session; readonly cancel: Promise<() => Promise<void>> } | undefined
+  private consumer:
+    | { readonly session: Session; readonly tag: string; readonly cancel: Promise<() => Promise<void>> }
+    | undefined
+  private consumers = 0
   /** Given, but not taken. */
   private given: Array<Delivery> = []
-  private held = 0
+  /** What is not acknowledged, with the tag of the consumer that it was given to. */
+  private readonly held = new Map<ConsumeMessage, string>()
   private version = 0
   private ended: Array<readonly [nonce: string, at: number]> = []
   private wake: (() => void) | undefined
@@ -80,13 +98,24 @@ export class AmqpQueueWorker implements Worker {
 
   constructor(options: {
     readonly names: Names
+    /** Unlike that of any other. */
+    readonly name: string
     readonly concurrency: number
     readonly forward: Forward
+    /** Whether the job of a claim has ended. */
+    readonly isOver: (claim: string) => boolean
+    /** Tells every worker that a consumer is about to be cancelled, and until when that was last. */
+    readonly pausing: Effect.Effect<void, Unavailable>
+    readonly pausedUntil: () => number
     readonly now: () => number
     readonly timers: Timers.Timers
     readonly runFork: (effect: Effect.Effect<unknown>) => unknown
   }) {
     this.names = options.names
+    this.name = options.name
+    this.isOver = options.isOver
+    this.pausing = options.pausing
+    this.pausedUntil = options.pausedUntil
     this.prefetch = Math.min(options.concurrency, mostHeld)
     this.forward = options.forward
     this.now = options.now
@@ -120,37 +149,49 @@ export class AmqpQueueWorker implements Worker {
 
   readonly onDown = (): void => {
     this.given = []
-    this.held = 0
+    this.held.clear()
     this.version++
     this.consumer = undefined
   }
 
-  private answer(session: Session, replyTo: string): void {
+  /** Delays that have ended lately. */
+  endedDelays(): ReadonlyArray<string> {
     const old = this.now() - rememberMillis
     this.ended = this.ended.filter(([, at]) => at > old)
-    const answer: Answer = { held: this.held, version: this.version, ended: this.ended.map(([nonce]) => nonce) }
+    return this.ended.map(([nonce]) => nonce)
+  }
+
+  private answer(session: Session, replyTo: string): void {
+    const answer: Answer = {
+      name: this.name,
+      held: this.held.size,
+      consumers: new Set([...this.held.values(), ...(this.consumer === undefined ? [] : [this.consumer.tag])]).size,
+      version: this.version,
+      ended: this.endedDelays()
+    }
     if (!session.over) session.channel.publish("", replyTo, Buffer.from(JSON.stringify(answer)))
   }
 
   private async consume(session: Session): Promise<void> {
     if (this.consumer?.session !== session) {
+      const tag = `jobs-${this.consumers++}`
       const consume = async () => {
         await session.channel.prefetch(this.prefetch)
-        return session.consume(this.names.jobs, (message) => this.onDelivery(session, message))
+        return session.consume(this.names.jobs, (message) => this.onDelivery(session, message), { consumerTag: tag })
       }
-      this.consumer = { session, cancel: consume() }
+      this.consumer = { session, tag, cancel: consume() }
     }
     await this.consumer.cancel
   }
 
   private onDelivery(session: Session, message: ConsumeMessage): void {
     const job = readJob(message.content)
-    this.held++
+    this.held.set(message, message.fields.consumerTag)
     this.version++
-    if (job === undefined) {
-      // Nobody of ours has put it there.
+    // Nobody of ours has put it there, or it is a copy: its publisher or a worker was cut off.
+    if (job === undefined || (job.meta.claim !== undefined && this.isOver(job.meta.claim))) {
       session.ack(message)
-      this.held--
+      this.held.delete(message)
       return
     }
     const { meta, payload } = job
@@ -167,11 +208,20 @@ export class AmqpQueueWorker implements Worker {
     }
     if (meta.nonce !== undefined) this.ended.push([meta.nonce, this.now()])
     const early = (meta.until ?? 0) - this.now()
-    if (early > 0) {
+    if (returns > 0 && (meta.forgiven ?? 0) < mostForgiven && this.pausedUntil() >= (meta.since ?? meta.publishedAt)) {
+      this.forgive(delivery, token)
+    } else if (early > 0) {
       // Given back when the channel ends, if that fails.
-      return void this.runFork(Effect.ignore(this.settleOne(delivery, { _tag: "release", delay: early })))
-    }
-    this.give(delivery)
+      this.runFork(Effect.ignore(this.settleOne(delivery, { _tag: "release", delay: early })))
+    } else this.give(delivery)
+  }
+
+  /** Puts a job back with one delivery less: it was given to a consumer that was cancelled before it came. */
+  private forgive(delivery: Delivery, { job, message, session, ...rest }: Token): void {
+    const forgiven = { ...job.meta, forgiven: (job.meta.forgiven ?? 0) + 1 }
+    const token: Token = { ...rest, message, session, job: { ...job, meta: forgiven } }
+    const back = { ...delivery, attempt: delivery.attempt - 1, token }
+    this.runFork(Effect.ignore(this.settleOne(back, { _tag: "release", delay: 0 })))
   }
 
   // --- taking ---
@@ -216,9 +266,10 @@ export class AmqpQueueWorker implements Worker {
     return taken
   }
 
-  private readonly look: Effect.Effect<number, Unavailable> = this.onSession((session) =>
-    this.names.declareJobs(session.channel)
-  )
+  private readonly look: Effect.Effect<number, Unavailable> = this.onSession(async (session) => {
+    const { messageCount } = await this.names.declareJobs(session.channel)
+    return messageCount
+  })
 
   private readonly begin: Effect.Effect<void, Unavailable> = this.changing.withPermit(
     Effect.suspend(() => {
@@ -248,17 +299,17 @@ export class AmqpQueueWorker implements Worker {
       this.wake?.()
       const { consumer } = this
       this.consumer = undefined
-      return Effect.andThen(
-        consumer === undefined || consumer.session.over
-          ? Effect.void
-          : Effect.promise(async () => {
-              try {
-                await (await consumer.cancel)()
-              } catch (error) {
-                consumer.session.abandon(error)
-              }
-            }),
-        Effect.suspend(() => this.giveBack())
+      if (consumer === undefined || consumer.session.over) return this.giveBack()
+      const cancel = Effect.promise(async () => {
+        try {
+          await (await consumer.cancel)()
+        } catch (error) {
+          consumer.session.abandon(error)
+        }
+      })
+      return Effect.ignore(this.pausing).pipe(
+        Effect.andThen(cancel),
+        Effect.andThen(Effect.suspend(() => this.giveBack()))
       )
     })
   )
@@ -291,7 +342,7 @@ export class AmqpQueueWorker implements Worker {
   }
 
   settle(settlements: ReadonlyArray<Settlement>): Effect.Effect<ReadonlyArray<boolean>, Unavailable> {
-    if (settlements.every(({ outcome }) => outcome._tag === "ack")) {
+    if (settlements.every(isPlain)) {
       return Exit.succeed(settlements.map(({ delivery }) => this.ack(delivery)))
     }
     const settled = Effect.forEach(settlements, ({ delivery, outcome }) => this.settleOne(delivery, outcome), {
@@ -309,13 +360,13 @@ export class AmqpQueueWorker implements Worker {
     if (token.settled) return true
     if (!token.session.ack(token.message)) return false
     token.settled = true
-    this.held--
+    this.held.delete(token.message)
     this.version++
     return true
   }
 
   private settleOne(delivery: Delivery, outcome: Outcome): Effect.Effect<boolean, Unavailable> {
-    if (outcome._tag === "ack") return Effect.sync(() => this.ack(delivery))
+    if (isPlain({ delivery, outcome })) return Effect.sync(() => this.ack(delivery))
     const { job, session, settled } = tokenOf(delivery)
     if (settled) return Effect.succeed(true)
     if (session.over) return Effect.succeed(false)

@@ -198,6 +198,7 @@ const imageOf = (channel: Channel, now: number): Image => {
 const restore = (channel: Channel, image: Image, now: number): void => {
   const jobOf = (saved: typeof SavedJob.Type): NewJob => ({
     id: saved.id,
+    isGiven: true,
     payload: Payload.fromJson(saved.payload),
     delay: 0,
     timeout: saved.timeout,

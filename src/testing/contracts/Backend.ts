@@ -126,6 +126,8 @@ export interface Backend {
   /** Whether time is `TestClock`'s, and exact. */
   readonly virtual: boolean
   readonly concurrent: boolean
+  /** How late what has a time may be, in milliseconds, where time is real and machines are busy. */
+  readonly lateness: number
   /** Anything the tests of this backend need in context. */
   readonly layer: Layer.Layer<never>
 }
@@ -142,6 +144,8 @@ export interface Options {
   readonly features?: Partial<Features> | undefined
   /** How long what is started takes at most to reach the backend, also on a busy machine. Default 100 ms. */
   readonly settle?: Duration.Input | undefined
+  /** How late what has a time may be before a test fails, in milliseconds; slows tests that wait for it. Default 0. */
+  readonly lateness?: number | undefined
 }
 
 /**
@@ -202,6 +206,7 @@ export const onMemory = <S extends Stores = never>(
 ): Backend => ({
   name: options.name,
   features: { ...allFeatures, ...options.features },
+  lateness: options.lateness ?? 0,
   advance: (duration) => TestClock.adjust(duration),
   settle: TestClock.adjust(options.settle ?? defaultSettle),
   virtual: true,
@@ -248,6 +253,8 @@ export const live = <S extends Stores>(
   features: { ...allFeatures, ...options.features },
   advance: sleep,
   settle: sleep(options.settle ?? defaultSettle),
+  lateness: options.lateness ?? 0,
+  advance: (duration) => Effect.provideService(Effect.sleep(duration), Clock.Clock, liveClock),
   virtual: false,
   concurrent: options.concurrent ?? true,
   // Tests run beside each other: each counts for itself.

@@ -29,7 +29,7 @@ export const eventually = (
 ): Effect.Effect<void> =>
   Effect.gen(function* () {
     for (let i = 0; i < (options.steps ?? 300); i++) {
-      if (yield* Effect.orDie(condition)) return
+      if (yield* Effect.orElseSucceed(condition, () => false)) return
       yield* backend.advance(options.step ?? "50 millis")
     }
     return yield* Effect.die(new Error(`never happened: ${what}`))

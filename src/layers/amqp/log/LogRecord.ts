@@ -82,6 +82,35 @@ export type LockRecord =
   /** Nobody had one since the author asked, at offset `asked`: no lock is held. */
   | { readonly kind: "genesis"; readonly asked: number }
 
+export type ClaimState = "pending" | "living" | "ended"
+
+/** What a queue knows of an id. `token` is one claim's own; `until` is Unix time in milliseconds. */
+export interface KeptClaim {
+  readonly channel: string
+  readonly id: string
+  readonly token: string
+  readonly state: ClaimState
+  readonly until: number
+}
+
+export type QueueRecord =
+  /** Wants an id; of a dead letter, with `dead`, for which the end of the job itself does not count. */
+  | {
+      readonly kind: "claim"
+      readonly channel: string
+      readonly id: string
+      readonly token: string
+      readonly at: number
+      readonly until: number
+      readonly dead: boolean
+    }
+  /** What has become of the claim; over if `until` is not after `at`. */
+  | ({ readonly kind: "keep"; readonly at: number } & KeptClaim)
+  /** A consumer of the channel is being cancelled: RabbitMQ counts what it was just given as delivered. */
+  | { readonly kind: "pause"; readonly channel: string; readonly until: number }
+  /** Claims that the log would forget, as they were after the record at `asOf`. */
+  | { readonly kind: "kept"; readonly at: number; readonly asOf: number; readonly claims: ReadonlyArray<KeptClaim> }
+
 /** Proves to its author that it has read up to here, and to the others that it lives; carries the epoch. */
 interface Mark {
   readonly kind: "mark"
@@ -90,7 +119,7 @@ interface Mark {
   readonly epoch: number
 }
 
-export type LogRecord = CacheRecord | LockRecord | Mark
+export type LogRecord = CacheRecord | LockRecord | QueueRecord | Mark
 
 /** A record and who wrote it. */
 export interface Envelope {
@@ -131,6 +160,14 @@ const textOf = (record: LogRecord, line: (fields: ReadonlyArray<unknown>) => str
       return line([record.author, record.seen])
     case "snapshot":
       return line([record.asOf, record.locks, record.seen])
+    case "claim":
+      return line([record.channel, record.id, record.token, record.at, record.until, record.dead])
+    case "keep":
+      return line([record.at, ...claimFields(record)])
+    case "pause":
+      return line([record.channel, record.until])
+    case "kept":
+      return line([record.at, record.asOf, record.claims.map(claimFields)])
     case "mark":
       return line([record.at, record.epoch])
     case "genesis":
@@ -139,6 +176,23 @@ const textOf = (record: LogRecord, line: (fields: ReadonlyArray<unknown>) => str
     case "ask":
       return line([])
   }
+}
+
+const claimFields = ({ channel, id, state, token, until }: KeptClaim): ReadonlyArray<unknown> => [
+  channel,
+  id,
+  token,
+  claimStates.indexOf(state),
+  until
+]
+
+const claimStates: ReadonlyArray<ClaimState> = ["pending", "living", "ended"]
+
+const readClaim = (read: Reader): KeptClaim => {
+  const [channel, id, token] = [read.string(), read.string(), read.string()]
+  const state = claimStates[read.number()]
+  if (state === undefined) throw new Error("not a state")
+  return { channel, id, token, state, until: read.number() }
 }
 
 /** `undefined` for what is no record of this version. */
@@ -198,6 +252,16 @@ const recordOf = (kind: string, read: Reader): LogRecord => {
       )
       return { kind, asOf, locks, seen: read.list((one) => [one.string(), one.number()] as const) }
     }
+    case "claim": {
+      const [channel, id, token] = [read.string(), read.string(), read.string()]
+      return { kind, channel, id, token, at: read.number(), until: read.number(), dead: read.next() === true }
+    }
+    case "keep":
+      return { kind, at: read.number(), ...readClaim(read) }
+    case "pause":
+      return { kind, channel: read.string(), until: read.number() }
+    case "kept":
+      return { kind, at: read.number(), asOf: read.number(), claims: read.list(readClaim) }
     case "mark":
       return { kind, at: read.number(), epoch: read.number() }
     case "genesis":
