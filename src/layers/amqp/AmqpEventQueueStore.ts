@@ -4,14 +4,19 @@
  * - Jobs wait in a quorum queue for each channel; a job is published when a majority of its nodes has it on disk.
  *   A queue that was declared in the last five seconds before a crash of its only node is empty after it: RabbitMQ
  *   itself has forgotten that it was there.
- * - A worker whose connection is lost has lost its jobs at once, and the attempts count. The broker notices a frozen
- *   worker by its heartbeat. No lease outlives a connection.
+ * - A worker whose connection is lost has lost its jobs at once, and the attempts count, however long the `lease` is.
+ *   RabbitMQ notices a frozen worker by its heartbeat. Its consumer timeout (30 minutes) ends what takes longer.
  * - What retries, is delayed, given back or dies is published anew before it is acknowledged: when the connection is
- *   lost in between, it is there twice.
- * - Delays pass in a ladder of queues, to 16 milliseconds.
+ *   lost in between, it is there twice, but for a job with a given id, of which the other copy is dropped
+ *   once one has ended.
+ * - **Ids** that were given are claimed in the app's replicated log before the job is published: three appends for each such
+ *   job, none for the others. See `AmqpClaims` for what a crash leaves: an id that is free too early, or is refused
+ *   for 20 seconds, but no duplicate of a job that is not there. A publish that fails gives its claim up; its job, if
+ *   RabbitMQ has it, is dropped. Without the log no job with a given id is published.
+ * - Delays pass in a ladder of queues, to 16 milliseconds, and are not shorter than asked for.
  * - Dead letters are in a stream; whoever asks for them or for the depth of a channel reads the stream once, and keeps
  *   the letters in memory.
- * - Ids do not deduplicate.
+ * - `depth` asks every worker. It fails while one does not answer, until RabbitMQ has noticed.
  *
  * @since 0.2.0
  */
@@ -29,18 +34,12 @@ import * as AmqpClaims from "./AmqpClaims.ts"
 import { AmqpConnection, type Topology } from "./AmqpConnection.ts"
 import * as AmqpDelays from "./AmqpDelays.ts"
 import { unavailable } from "./AmqpLink.ts"
+import * as AmqpQueueDepth from "./AmqpQueueDepth.ts"
 import * as AmqpQueueNames from "./AmqpQueueNames.ts"
 import { deadJobOf, type Job, type Letter, newJob, readJob, writeJob } from "./AmqpQueueRecord.ts"
 import { layer as layerLog, type ReplicatedLog } from "./log/ReplicatedLog.ts"
-import { type Answer, AmqpQueueWorker, type Forward } from "./AmqpQueueWorker.ts"
+import { AmqpQueueWorker, type Forward } from "./AmqpQueueWorker.ts"
 import * as AmqpTail from "./AmqpTail.ts"
-
-/** How long a delayed job may be on its way out of the ladder, in milliseconds. */
-const lateness = 5_000
-/** In the stream of delays, before those that a worker has seen the end of. */
-const ended = "ended"
-
-const replies = "amq.rabbitmq.reply-to"
 
 type Queue = ReturnType<typeof makeQueue>
 
@@ -140,7 +139,7 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
         // Its end is written down when it has begun, so that it is not over before it is counted.
         return Effect.flatMap(send(route.exchange, route.routingKey, job, ladderFrom(route.first)), () =>
           // It is only counted by that; the job is where it should be.
-          Effect.ignore(send("", names.delays, Buffer.from(`${now() + route.delay} ${nonce}`), names))
+          Effect.ignore(send("", names.delays, AmqpQueueDepth.dueRecord(now() + route.delay, nonce), names))
         )
       })
     }
@@ -225,16 +224,6 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
       if (record.removed.startsWith(nonce)) removed.set(record.removed, count)
     }
 
-    const onDelay =
-      ({ due }: Queue) =>
-      (content: Buffer) => {
-        const [at, ...nonces] = content.toString().split(" ")
-        for (const nonce of nonces) {
-          if (at === ended) due.delete(nonce)
-          else if (Number(at) + lateness > now()) due.set(nonce, Number(at))
-        }
-      }
-
     const tailsOf = (queue: Queue) =>
       Effect.gen(function* () {
         const { names, tails } = queue
@@ -243,7 +232,7 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
           Scope.provide(AmqpTail.make(amqp, { stream, topology: names, onRecord, name: fresh() }), scope)
         queue.tails = {
           dead: yield* follow(names.dead, onDeath(queue)),
-          delays: yield* follow(names.delays, onDelay(queue))
+          delays: yield* follow(names.delays, (content) => AmqpQueueDepth.readDelay(queue.due, content, now()))
         }
         return queue.tails
       })
@@ -273,55 +262,6 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
     const chosen = (dead: ReadonlyMap<string, Letter>, ids: ReadonlyArray<string> | "all"): ReadonlyArray<Letter> =>
       (ids === "all" ? [...dead.keys()] : [...new Set(ids)]).flatMap((id) => dead.get(id) ?? [])
 
-    // --- what the workers hold ---
-
-    /** Asks every worker there is; `undefined` when one does not answer, as one that is frozen. */
-    const askWorkers = ({ names }: Queue) =>
-      amqp.call(
-        async (channel) => {
-          const workers = await names.declareWorkers(channel)
-          const answers = new Map<string, Answer>()
-          if (workers > 0) {
-            let enough = () => {}
-            const all = new Promise<void>((resolve) => {
-              enough = resolve
-            })
-            const { consumerTag } = await channel.consume(
-              replies,
-              (message) => {
-                if (message === null) return
-                const answer = JSON.parse(message.content.toString()) as Answer
-                answers.set(answer.name, answer)
-                if (answers.size >= workers) enough()
-              },
-              { noAck: true }
-            )
-            channel.publish(AmqpQueueNames.ask, names.workers, Buffer.from("?"), { replyTo: replies })
-            const late = runFork(Effect.andThen(Effect.sleep(amqp.timeout / 4), Effect.sync(enough)))
-            await all
-            late.interruptUnsafe()
-            await channel.cancel(consumerTag)
-          }
-          return answers.size < workers ? undefined : [...answers.values()]
-        },
-        { retry: true }
-      )
-
-    const countReady = ({ names }: Queue) =>
-      amqp.call(
-        async (channel) => {
-          await names.declare(channel)
-          return names.declareJobs(channel)
-        },
-        { retry: true }
-      )
-
-    const versionsOf = (answers: ReadonlyArray<Answer> | undefined) =>
-      answers
-        ?.map(({ name, version }) => `${name} ${version}`)
-        .sort()
-        .join()
-
     return EventQueueStore.of({
       system: "rabbitmq",
       publish: (channel, job) =>
@@ -346,8 +286,8 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
           yield* Effect.addFinalizer(() => {
             const nonces = worker.endedDelays()
             if (nonces.length === 0) return Effect.void
-            const content = Buffer.from([ended, ...nonces].join(" "))
-            return Effect.ignore(send("", queue.names.delays, content, queue.names))
+            const { names } = queue
+            return Effect.ignore(send("", names.delays, AmqpQueueDepth.endRecord(nonces), names))
           })
           const sessions = yield* amqp.open({ setup: worker.setup, onDown: worker.onDown })
           worker.attach(sessions)
@@ -357,37 +297,10 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
       depth: (channel) =>
         bounded(
           Effect.gen(function* () {
-            const queue = queueOf(channel)
-            // A job on its way from one place to another is not to be overlooked: until nothing moves.
-            let before = yield* askWorkers(queue)
-            for (let i = 0; ; i++) {
-              const tails = yield* tailsOf(queue)
-              yield* Effect.all([tails.delays.catchUp, tails.dead.catchUp], { concurrency: 2 })
-              for (const nonce of (before ?? []).flatMap(({ ended }) => ended)) queue.due.delete(nonce)
-              const { consumerCount, messageCount } = yield* countReady(queue)
-              const after = yield* askWorkers(queue)
-              const isQuiet = versionsOf(before) === versionsOf(after)
-              before = after
-              const sum = (of: (answer: Answer) => number) => (after ?? []).reduce((sum, answer) => sum + of(answer), 0)
-              // RabbitMQ has still to take back what others held, or notice that they are gone.
-              const isLeft = after === undefined || consumerCount > sum(({ consumers }) => consumers)
-              if (isLeft || !(isQuiet || i >= 10)) continue
-              const time = now()
-              let delayed = 0
-              let overdue = 0
-              for (const [nonce, due] of queue.due) {
-                if (due > time) delayed++
-                else if (due + lateness > time) overdue++
-                else queue.due.delete(nonce)
-              }
-              return {
-                ready: messageCount,
-                // What is due and was not taken is ready by now, or on its way.
-                delayed: delayed + Math.max(0, overdue - messageCount),
-                inFlight: sum(({ held }) => held),
-                dead: queue.dead.size
-              }
-            }
+            const { dead, due, names } = queueOf(channel)
+            const tails = yield* tailsOf(queueOf(channel))
+            const catchUp = Effect.all([tails.delays.catchUp, tails.dead.catchUp], { concurrency: 2 })
+            return yield* AmqpQueueDepth.measure({ amqp, names, due, dead: () => dead.size, catchUp, now, runFork })
           })
         ),
       deadLetters: (channel, { limit, offset }) =>
