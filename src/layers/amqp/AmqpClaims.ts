@@ -39,7 +39,7 @@ export interface Claims {
   readonly pausedUntil: (channel: string) => number
 }
 
-export interface Claim {
+interface Claim {
   readonly channel: string
   readonly id: string
   readonly token: string
