@@ -128,14 +128,13 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
       { meta, payload }: Job,
       delay: number
     ): Effect.Effect<void, Unavailable> => {
-      const { nonce: _, until: __, ...rest } = meta
-      if (!(delay > 0)) return send("", names.jobs, writeJob({ meta: rest, payload }), names)
+      if (!(delay > 0)) return send("", names.jobs, writeJob({ meta, payload }), names)
       const end = now() + delay
       return Effect.flatMap(prepare(AmqpDelays.route(names.jobs, delay).first), () => {
         const route = AmqpDelays.route(names.jobs, end - now())
         const nonce = fresh()
         const until = delay > AmqpDelays.longestDelay ? { until: end } : {}
-        const job = writeJob({ meta: { ...rest, nonce, ...until }, payload })
+        const job = writeJob({ meta: { ...meta, nonce, ...until }, payload })
         // Its end is written down when it has begun, so that it is not over before it is counted.
         return Effect.flatMap(send(route.exchange, route.routingKey, job, ladderFrom(route.first)), () =>
           // It is only counted by that; the job is where it should be.
@@ -169,7 +168,8 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
     const forwardIn =
       (channel: string, queue: Queue): Forward =>
       (delivery, job, outcome) => {
-        const { meta, payload } = job
+        const { payload } = job
+        const { nonce: _, until: __, ...meta } = job.meta
         const again = (meta: Job["meta"], delay: number) =>
           Effect.andThen(
             meta.claim === undefined ? Effect.void : claims.live({ channel, id: meta.id, token: meta.claim }, delay),
@@ -187,7 +187,7 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
           }
           case "bury": {
             const { error, reason } = outcome
-            const { firstError = error, lastError: _, nonce: __, until: ___, forgiven: ____, ...rest } = meta
+            const { firstError = error, lastError: _, forgiven: __, ...rest } = meta
             const death: Letter = {
               job: { meta: { ...rest, attempts: 0 }, payload },
               // A worker that was lost on the last attempt is noticed by taking the job once more.

@@ -93,6 +93,7 @@ export class AmqpQueueWorker implements Worker {
   private version = 0
   private ended: Array<readonly [nonce: string, at: number]> = []
   private wake: (() => void) | undefined
+  private waking = false
   private readonly timers: Timers.Timers
   private readonly unwanted: Timers.Timer
 
@@ -332,7 +333,13 @@ export class AmqpQueueWorker implements Worker {
     if (tokenOf(delivery).session.over) return
     this.given.push(delivery)
     if (!this.unwanted.pending) this.timers.start(this.unwanted, this.timers.now() + giveBackMillis)
-    this.wake?.()
+    if (this.waking) return
+    // What comes in one turn is taken together, and acknowledged so.
+    this.waking = true
+    queueMicrotask(() => {
+      this.waking = false
+      this.wake?.()
+    })
   }
 
   // --- what becomes of them ---
@@ -343,6 +350,7 @@ export class AmqpQueueWorker implements Worker {
 
   settle(settlements: ReadonlyArray<Settlement>): Effect.Effect<ReadonlyArray<boolean>, Unavailable> {
     if (settlements.every(isPlain)) {
+      this.ackTogether(settlements)
       return Exit.succeed(settlements.map(({ delivery }) => this.ack(delivery)))
     }
     const settled = Effect.forEach(settlements, ({ delivery, outcome }) => this.settleOne(delivery, outcome), {
@@ -354,14 +362,38 @@ export class AmqpQueueWorker implements Worker {
       : settled
   }
 
+  /** One acknowledgement for the oldest of what is held, as far as all of it has ended. */
+  private ackTogether(settlements: ReadonlyArray<Settlement>): void {
+    if (settlements.length === 1) return
+    const ending = new Map(
+      settlements.map(({ delivery }) => {
+        const token = tokenOf(delivery)
+        return [token.message, token]
+      })
+    )
+    const oldest: Array<Token> = []
+    for (const message of this.held.keys()) {
+      const token = ending.get(message)
+      if (token === undefined) break
+      oldest.push(token)
+    }
+    const last = oldest.at(-1)
+    if (oldest.length < 2 || !last!.session.ack(last!.message, true)) return
+    for (const token of oldest) this.settled(token)
+  }
+
+  private settled(token: Token): void {
+    token.settled = true
+    this.held.delete(token.message)
+    this.version++
+  }
+
   private ack(delivery: Delivery): boolean {
     const token = tokenOf(delivery)
     // A batch of which a part failed is settled again.
     if (token.settled) return true
     if (!token.session.ack(token.message)) return false
-    token.settled = true
-    this.held.delete(token.message)
-    this.version++
+    this.settled(token)
     return true
   }
 
