@@ -723,12 +723,12 @@ describe("the fold of the ids", () => {
         /** Until when a claim that was made at `from` holds its id at `at`, as its own records say. */
         const holds = (token: string, id: string, at: number, place: number) => {
           let held: { until: number; ended: boolean } | undefined
-          for (const record of records.slice(0, place)) {
+          for (const [offset, record] of records.slice(0, place).entries()) {
             if (record.kind === "claim" && record.token === token) held = { until: record.until, ended: false }
             if (record.kind !== "keep" || record.token !== token || record.id !== id || held === undefined) continue
             // Too late: the id was someone else's meanwhile.
             const other = granted.some(
-              (it) => it.id === id && it.token !== token && it.at <= record.at && isLater(it.token, token)
+              (it) => it.id === id && isLater(it.token, token) && isLater(`t${offset}`, it.token)
             )
             if (other) continue
             held = { until: record.until, ended: record.state === "ended" }

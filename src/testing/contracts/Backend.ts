@@ -254,7 +254,6 @@ export const live = <S extends Stores>(
   advance: sleep,
   settle: sleep(options.settle ?? defaultSettle),
   lateness: options.lateness ?? 0,
-  advance: (duration) => Effect.provideService(Effect.sleep(duration), Clock.Clock, liveClock),
   virtual: false,
   concurrent: options.concurrent ?? true,
   // Tests run beside each other: each counts for itself.

@@ -17,15 +17,12 @@ import type { ClaimState, KeptClaim, QueueRecord } from "./LogRecord.ts"
 /** A claim is made, or the one that is there is told, whose `token` may be of a claim that is pending. */
 export type Verdict = { readonly state: ClaimState; readonly token: string } | "granted"
 
-interface Claim {
-  readonly channel: string
-  readonly id: string
-  readonly token: string
-  readonly state: ClaimState
-  readonly until: number
+interface Claim extends KeptClaim {
   /** When the log told of it last: bytes since the fold began, and Unix time. */
   readonly bytes: number
   readonly at: number
+  /** Whether only its owner told of it, who may have lost it before this instance began to read. */
+  readonly weak: boolean
 }
 
 /** How many ends are remembered, against repetitions that do not know of them. */
@@ -94,7 +91,7 @@ export class ClaimFold {
         if (current !== undefined && current.until > at && !(dead && current.state === "ended")) {
           return { state: current.state, token: current.token }
         }
-        this.put({ channel, id, token, state: "pending", until }, at)
+        this.put({ channel, id, token, state: "pending", until }, at, false)
         return "granted"
       }
       case "keep": {
@@ -103,7 +100,8 @@ export class ClaimFold {
         if (state === "ended") this.remember(token, offset)
         // Someone else's by now.
         if (current !== undefined && current.token !== token && current.until > at) return undefined
-        if (until > at) this.put({ channel, id, token, state, until }, at)
+        const weak = current?.token === token ? current.weak : true
+        if (until > at) this.put({ channel, id, token, state, until }, at, weak)
         else this.claims.delete(addressOf(channel, id))
         return undefined
       }
@@ -113,10 +111,13 @@ export class ClaimFold {
       case "kept":
         for (const kept of record.claims) {
           const current = this.get(kept.channel, kept.id)
-          if (current !== undefined) {
-            if (current.token === kept.token) this.put(current, record.at)
-          } else if (record.asOf >= this.floor && (this.ends.get(kept.token) ?? -1) <= record.asOf) {
-            this.put(kept, record.at)
+          if (current?.token === kept.token) this.put(current, record.at, false)
+          else if (
+            (current === undefined || (current.weak && kept.until > record.at)) &&
+            record.asOf >= this.floor &&
+            (this.ends.get(kept.token) ?? -1) <= record.asOf
+          ) {
+            this.put(kept, record.at, false)
           }
         }
         return undefined
@@ -142,10 +143,10 @@ export class ClaimFold {
     for (const [address, { until }] of this.claims) if (until + skew < wall) this.claims.delete(address)
   }
 
-  private put({ channel, id, state, token, until }: KeptClaim, at: number): void {
+  private put({ channel, id, state, token, until }: KeptClaim, at: number, weak: boolean): void {
     const address = addressOf(channel, id)
     this.claims.delete(address)
-    this.claims.set(address, { channel, id, token, state, until, bytes: this.bytes, at })
+    this.claims.set(address, { channel, id, token, state, until, bytes: this.bytes, at, weak })
   }
 
   private remember(token: string, offset: number): void {
