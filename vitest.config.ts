@@ -18,7 +18,7 @@ export default defineConfig({
     )
   },
   test: {
-    include: ["test/**/*.test.ts"],
+    include: ["test/**/*.test.ts", "examples/test-your-plugin/*.test.ts"],
     // A limit for what hangs: machines are busy.
     testTimeout: 60_000,
     hookTimeout: 120_000,

@@ -17,7 +17,7 @@ export interface LogEntry {
 
 /** The tests of a suite on a backend. */
 export const describeOn = (backend: Backend, name: string, tests: () => void): void => {
-  describe(`${name} on ${backend.name}`, { concurrent: backend.concurrent }, tests)
+  describe(`${name} on ${backend.name}`, { concurrent: backend.concurrent, timeout: 60_000 }, tests)
 }
 
 /** Waits until a condition holds, letting time pass in small steps; fails after them. */
