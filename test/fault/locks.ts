@@ -30,7 +30,7 @@ export const startWorker = (url: string, app = "fault") =>
         await waitUntil(() => find(name, what) !== undefined, failure, within)
         return find(name, what)!
       })
-    yield* hears("", "ended", 30_000)
+    yield* hears("", "ended", 60_000)
     return {
       hold: (name: string, options: { readonly ttl: number; readonly key?: string }) =>
         order({ op: "hold", name, key: "k", ...options }),
