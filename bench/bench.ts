@@ -36,6 +36,21 @@ export const timed = async (run: () => Promise<unknown>): Promise<number> => {
   return Number(process.hrtime.bigint() - start)
 }
 
+/** A goal in nanoseconds, as a contender: who takes as long or less has met it. */
+export const bound = (name: string, ns: number): Contender => ({
+  name,
+  setup: "a constant",
+  goal: 1,
+  make: async () => async (n) => ns * n
+})
+
+/** The median of `n` operations one after the other, as the time of all. */
+export const medianOfEach = async (n: number, operation: (i: number) => Promise<unknown>): Promise<number> => {
+  const times: Array<number> = []
+  for (let i = 0; i < n; i++) times.push(await timed(() => operation(i)))
+  return median(times) * n
+}
+
 /** Times `n` operations of async functions, each in a loop. */
 export const timedInFlight = (
   n: number,

@@ -67,7 +67,7 @@ const runWorkload = async (suite: Suite, workload: Workload): Promise<boolean> =
     const ratio = median(times[i]!.map((time, round) => time / times[0]![round]!))
     const met = contender.goal === undefined || ratio >= contender.goal
     allMet &&= met
-    const goal = contender.goal === undefined ? "" : `≥ ${contender.goal}× ${met ? "met" : "MISSED"}`
+    const goal = contender.goal === undefined ? "" : `≥ ${Number(contender.goal.toFixed(2))}× ${met ? "met" : "MISSED"}`
     console.log(
       `| ${i === 0 ? workload.name.padEnd(26) : " ".repeat(26)} | ${contender.name.padEnd(24)} | ${format(median(times[i]!)).padStart(9)} | ${`${ratio.toFixed(2)}×`.padStart(8)} | ${goal.padEnd(13)} |`
     )

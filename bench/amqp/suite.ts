@@ -1,4 +1,7 @@
 import type { Suite } from "../bench.ts"
+import { cacheGet, cacheSet, cacheSetOne } from "./cache.ts"
+import { lockContended, lockMany, lockOne } from "./lock.ts"
+import { fanoutLatency, fanoutRate } from "./pubsub.ts"
 import { queueDrain16, queueDrain100, queueIdle, queuePublish } from "./queue.ts"
 import { url } from "./server.ts"
 
@@ -8,5 +11,18 @@ export const suite: Suite = {
   prepare: async () => {
     process.env.AMQP_URL ||= await url()
   },
-  workloads: [queuePublish, queueDrain16, queueDrain100, queueIdle]
+  workloads: [
+    queuePublish,
+    queueDrain16,
+    queueDrain100,
+    queueIdle,
+    cacheGet,
+    cacheSetOne,
+    cacheSet,
+    lockOne,
+    lockMany,
+    lockContended,
+    fanoutRate,
+    fanoutLatency
+  ]
 }

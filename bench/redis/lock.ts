@@ -1,10 +1,10 @@
 import type { Contender, Workload } from "../bench.ts"
-import type { Contest, Locker } from "./contest.ts"
+import type { Contest, Lockers } from "../contest.ts"
 
 const ttl = 30_000
 
 /** How each contender runs something under a lock. */
-export const lockers: Record<string, { readonly setup: string; readonly make: () => Promise<Locker> }> = {
+export const lockers: Lockers = {
   cohort: {
     setup: "Lock.runExclusive(key, Effect.void, { ttl })",
     make: async () => {
@@ -186,8 +186,8 @@ const contended = (name: string, measure: keyof Contest, goal?: number): Contend
   setup: `${lockers[name]!.setup}; 16 loops in each of two processes`,
   ...(goal === undefined ? {} : { goal }),
   make: async () => {
-    const { contest } = await import("./contest.ts")
-    return async (n) => (await contest(name, n))[measure] * n
+    const { contest } = await import("../contest.ts")
+    return async (n) => (await contest("redis", name, n))[measure] * n
   }
 })
 

@@ -1,13 +1,18 @@
 /**
  * Two processes that want the same lock, 16 loops in each. The second one is this file run by itself:
- * `node contest.ts <locker> <key>` runs until its input ends, and answers every line with how often it entered.
+ * `node contest.ts <suite> <locker> <key>` runs until its input ends, and answers every line with how often it entered.
  */
 import { spawn } from "node:child_process"
 import { createInterface } from "node:readline"
-import { median } from "../bench.ts"
+import { median } from "./bench.ts"
 
 /** Runs one loop for each key, under the lock of that key, until `entered` says no. */
 export type Locker = (keys: ReadonlyArray<string>, entered: (loop: number) => boolean) => Promise<void>
+
+/** How each contender of a suite runs something under a lock. */
+export type Lockers = Record<string, { readonly setup: string; readonly make: () => Promise<Locker> }>
+
+const lockersOf = async (suite: string): Promise<Lockers> => (await import(`./${suite}/lock.ts`)).lockers
 
 /** In nanoseconds. */
 export interface Contest {
@@ -20,11 +25,12 @@ const loops = 16
 let contests = 0
 
 /** Until this process has had the lock `n` times. */
-export const contest = async (name: string, n: number): Promise<Contest> => {
-  const { lockers } = await import("./lock.ts")
-  const run = await lockers[name]!.make()
+export const contest = async (suite: string, name: string, n: number): Promise<Contest> => {
+  const run = await (await lockersOf(suite))[name]!.make()
   const key = `contest-${process.pid}-${contests++}`
-  const other = spawn(process.execPath, [import.meta.filename, name, key], { stdio: ["pipe", "pipe", "inherit"] })
+  const other = spawn(process.execPath, [import.meta.filename, suite, name, key], {
+    stdio: ["pipe", "pipe", "inherit"]
+  })
   const lines = createInterface({ input: other.stdout })[Symbol.asyncIterator]()
   const othersCount = async () => {
     other.stdin.write("\n")
@@ -55,9 +61,8 @@ export const contest = async (name: string, n: number): Promise<Contest> => {
 }
 
 if (import.meta.main) {
-  const [name, key] = process.argv.slice(2)
-  const { lockers } = await import("./lock.ts")
-  const run = await lockers[name!]!.make()
+  const [suite, name, key] = process.argv.slice(2)
+  const run = await (await lockersOf(suite!))[name!]!.make()
   let count = 0
   let over = false
   const running = run(
