@@ -20,17 +20,17 @@ import { waitUntil } from "../servers/RedisServer.ts"
 import * as TcpProxy from "../servers/TcpProxy.ts"
 
 const live = Layer.succeed(Clock.Clock, Clock.Clock.defaultValue())
-const test = <A, E>(name: string, body: () => Effect.Effect<A, E, Scope.Scope>, timeout = 60_000) =>
+const test = <A, E>(name: string, body: () => Effect.Effect<A, E, Scope.Scope>, timeout = 180_000) =>
   it.effect(name, () => Effect.provide(Effect.suspend(body), live), timeout)
 
 type Amqp = AmqpConnection.AmqpConnection["Service"]
 
 const until = (what: string, condition: () => boolean) =>
-  Effect.promise(() => waitUntil(condition, () => `never happened: ${what}`))
+  Effect.promise(() => waitUntil(condition, () => `never happened: ${what}`, 30_000))
 
 const connectTo = (options: AmqpOptions.AmqpOptions) =>
   Effect.map(
-    Layer.build(AmqpConnection.layer({ timeout: "1 second", heartbeat: "1 second", ...options })),
+    Layer.build(AmqpConnection.layer({ timeout: "2 seconds", heartbeat: "2 seconds", ...options })),
     Context.get(AmqpConnection.AmqpConnection)
   )
 
@@ -39,17 +39,19 @@ const viaProxy = (options: AmqpOptions.AmqpOptions = {}, port?: number) =>
   Effect.gen(function* () {
     const target = port ?? Number(new URL(yield* RabbitServer.sharedUrl).port || 5672)
     const proxy = yield* TcpProxy.make({ host: "127.0.0.1", port: target })
-    const amqp = yield* connectTo({ url: `amqp://127.0.0.1:${proxy.port}`, ...options })
+    // A busy machine may need longer than the timeout.
+    const connecting = connectTo({ url: `amqp://127.0.0.1:${proxy.port}`, ...options })
+    const amqp = yield* Effect.retry(connecting, Schedule.recurs(10))
     return { amqp, proxy }
   })
 
-/** Fails within the second that is the timeout, and some. */
+/** Fails within the timeout, and what a busy machine takes. */
 const unavailable = <A>(effect: Effect.Effect<A, Unavailable>) =>
   Effect.gen(function* () {
     const start = Date.now()
     const error = yield* Effect.flip(effect)
     assert.instanceOf(error, Unavailable)
-    assert.isBelow(Date.now() - start, 4_000, "within a bound")
+    assert.isBelow(Date.now() - start, 20_000, "within a bound")
     return error
   })
 
@@ -261,7 +263,7 @@ describe("AmqpConnection", () => {
         const count = amqp.call((channel) => channel.checkQueue(queue), { retry: true })
         yield* Effect.retry(
           Effect.filterOrFail(count, ({ messageCount }) => messageCount >= 3),
-          Schedule.spaced("50 millis").pipe(Schedule.upTo({ duration: "20 seconds" }))
+          Schedule.spaced("50 millis").pipe(Schedule.upTo({ duration: "60 seconds" }))
         )
         yield* Effect.retry(persistent("after"), Schedule.spaced("50 millis"))
       }))
@@ -331,6 +333,33 @@ describe("AmqpConnection", () => {
         assert.strictEqual(two.sessions.current(), second)
         assert.isFalse(first.ack(bogus), "an old session acknowledges nothing, and does not throw")
         assert.isFalse(first.requeue(bogus))
+      }))
+
+    test("whose delivery nobody acknowledges in time is closed by RabbitMQ, and made again", () =>
+      Effect.gen(function* () {
+        const server = yield* RabbitServer.make()
+        // It looks once a minute, otherwise.
+        for (const name of ["consumer_timeout", "channel_tick_interval"]) {
+          yield* server.control("eval", `application:set_env(rabbit, ${name}, 1000).`)
+        }
+        const { amqp } = yield* viaProxy({}, server.port)
+        const queue = fresh("q")
+        const got: Array<{ readonly session: object; readonly redelivered: boolean }> = []
+        yield* amqp.open({
+          setup: async (session) => {
+            await queueOf(queue).declare(session.channel)
+            await session.consume(queue, (message) => {
+              got.push({ session, redelivered: message.fields.redelivered })
+              if (got.length > 1) session.ack(message)
+            })
+          }
+        })
+        yield* send(amqp, queue, "one", queueOf(queue))
+        yield* until("another delivery", () => got.length === 2)
+        assert.isTrue(got[1]!.redelivered)
+        assert.notStrictEqual(got[1]!.session, got[0]!.session)
+        yield* send(amqp, queue, "two")
+        yield* until("what comes after", () => got.length === 3)
       }))
 
     test("survives a consumer that throws", () =>
