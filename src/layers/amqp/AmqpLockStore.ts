@@ -30,39 +30,20 @@ import type { Instance } from "../../services/Instance.ts"
 import { getOrMake } from "../../services/internal/getOrMake.ts"
 import type * as Timers from "../../services/internal/Timers.ts"
 import { type Grant, LockStore } from "../../services/LockStore.ts"
-import { Unavailable } from "../../services/Reason.ts"
+import type { Unavailable } from "../../services/Reason.ts"
 import type { AmqpConnection } from "./AmqpConnection.ts"
+import { unavailable } from "./AmqpLink.ts"
 import type { Entry } from "./log/Fold.ts"
-import { authorOf, type Lock, LockFold, type Outcome } from "./log/LockFold.ts"
+import { authorOf, LockFold, type Outcome } from "./log/LockFold.ts"
+import * as LockUpkeep from "./log/LockUpkeep.ts"
 import type { LockRecord, LogRecord } from "./log/LogRecord.ts"
 import * as Log from "./log/ReplicatedLog.ts"
+import * as Waiters from "./log/Waiters.ts"
 
-/**
- * Options of {@link make}; times in milliseconds.
- *
- * @since 0.2.0
- */
-export interface Options {
-  /** How long an instance may be silent before those of it who wait are passed over. Default 10,000. */
-  readonly silence?: number | undefined
-  /** How long to ask for a snapshot before locks begin anew. Longer than the longest ttl. Default 60,000. */
-  readonly recovery?: number | undefined
-  /** After which time a snapshot is due, if not after an eighth of what the log retains. Default an hour. */
-  readonly snapshotMillis?: number | undefined
-}
+export type { Options } from "./log/LockUpkeep.ts"
 
-/**
- * When a lease has ended for those who do not hold it. A little later than for its holder, whose timers
- * may be late and whose clock may be slower: the work has stopped before the next holder comes.
- */
-const leaseOf = (ttl: number): number => ttl * 1.001 + 10
 /** Who stands first in line says that a lease has ended, the others when nobody has, that much later. */
 const stagger = 50
-/** After which it is said again. */
-const again = 1_000
-/** A lease that nobody waits for is ended that much later. */
-const unhurried = 5_000
-
 /** A request for a lock, and the grant it becomes. */
 interface Request extends Grant {
   readonly id: string
@@ -83,15 +64,11 @@ interface Request extends Grant {
  * @since 0.2.0
  */
 export const make = (
-  options: Options = {}
+  options: LockUpkeep.Options = {}
 ): Effect.Effect<LockStore["Service"], never, Log.ReplicatedLog | Scope.Scope> =>
   Effect.gen(function* () {
     const log = yield* Log.ReplicatedLog
     const { author, timers, timeout } = log
-    const { silence = 10_000, recovery = 60_000 } = options
-    const snapshotBytes = log.retention.maxBytes / 8
-    const snapshotMillis = Math.min(options.snapshotMillis ?? 3_600_000, log.retention.maxAge / 8)
-
     const fold = new LockFold()
     let count = 0
     /** All that are not over. */
@@ -167,7 +144,7 @@ export const make = (
     const ask = (request: Request, wait: boolean) => {
       const record = (): LockRecord => {
         const owner = fold.locks.get(request.address)?.owner
-        const over = owner !== undefined && timers.now() >= dueOf(owner) ? owner.touched : undefined
+        const over = owner !== undefined && timers.now() >= LockUpkeep.dueOf(owner) ? owner.touched : undefined
         return { kind: "request", key: request.address, id: request.id, ttl: request.ttl, wait, over }
       }
       request.takeBack = log.send(record, (exit) => {
@@ -230,36 +207,25 @@ export const make = (
       if (lock === undefined) return
       const first = lock.waiters.keys().next().value
       const late = first !== undefined && watch.waiting.has(first) ? 0 : stagger
-      watch.timer = timers.at(Math.max(dueOf(lock.owner) + late, timers.now()), () => {
+      watch.timer = timers.at(Math.max(LockUpkeep.dueOf(lock.owner) + late, timers.now()), () => {
         if (!log.isLive()) return
-        expire(address)
-        watch.timer = timers.at(timers.now() + again, () => arm(address, watch))
+        upkeep.expire(address)
+        watch.timer = timers.at(timers.now() + LockUpkeep.again, () => arm(address, watch))
       })
-    }
-
-    const expire = (address: string) => {
-      const touched = fold.locks.get(address)?.owner.touched
-      if (touched !== undefined) log.send(() => ({ kind: "expire", key: address, touched }))
     }
 
     // --- the log ---
 
     let wasKnown = false
-    let snapshotDue: number | undefined
-    let bytes = 0
-    let snapshotAt = timers.now()
-    let asked: { readonly offset: number; readonly at: number } | undefined
-    const awaitingKnown = new Set<() => void>()
+    const awaitingKnown = Waiters.make(timers, timeout, () =>
+      unavailable(`the locks are not known after ${timeout} ms`)
+    )
+    const upkeep = LockUpkeep.make(log, fold, options)
 
     const apply = (entry: Entry): Outcome | undefined => {
-      bytes += entry.size
       const { record } = entry
       const outcome = fold.apply(entry, record)
-      if (record.kind === "snapshot" || record.kind === "genesis") {
-        bytes = 0
-        snapshotAt = entry.now
-        snapshotDue = undefined
-      } else if (record.kind === "ask" && entry.author !== author) snapshotDue ??= entry.now
+      upkeep.noted(entry)
       // What happened while away is seen to at once, when that is over.
       if (log.isLive()) react(record, outcome)
       return isAnswered(record) ? outcome : undefined
@@ -284,16 +250,10 @@ export const make = (
     const reconcile = () => {
       wasKnown = fold.known
       if (!fold.known) {
-        asked = undefined
-        log.send(
-          () => ({ kind: "ask" }),
-          (exit) => {
-            if (Exit.isSuccess(exit)) asked = { offset: exit.value.offset, at: timers.now() }
-          }
-        )
+        upkeep.ask()
         return
       }
-      for (const resume of [...awaitingKnown]) resume()
+      awaitingKnown.end(Exit.void)
       for (const [address, { owner, waiters }] of fold.locks) {
         for (const id of [owner.id, ...waiters.keys()]) {
           if (authorOf(id) === author && !requests.has(id)) unreleased.set(id, address)
@@ -313,36 +273,6 @@ export const make = (
       }
     }
 
-    /** How many instances there are before this one: what all would do, they do in turn. */
-    const rank = (): number => {
-      let before = 0
-      for (const other of fold.seen.keys()) if (other < author) before++
-      return before
-    }
-
-    const beat = (now: number) => {
-      if (!fold.known) {
-        const since = asked
-        if (since !== undefined && now - since.at > recovery) {
-          asked = undefined
-          log.send(() => ({ kind: "genesis", asked: since.offset }))
-        }
-        return
-      }
-      const turn = rank() * again
-      if (bytes > snapshotBytes || now - snapshotAt > snapshotMillis) snapshotDue ??= now
-      if (snapshotDue !== undefined && now >= snapshotDue + turn) log.send(() => fold.snapshot())
-      for (const [address, { owner }] of fold.locks) {
-        if (now > dueOf(owner) + unhurried + turn) expire(address)
-      }
-      for (const [other, { at, offset }] of fold.seen) {
-        const gone = () => void log.send(() => ({ kind: "gone", author: other, seen: offset }))
-        if (other === author) continue
-        if (now - at > silence + turn) gone()
-        else if (now - at > 1.5 * log.beat) log.probe(other, gone)
-      }
-    }
-
     let giveUp: Timers.Timer | undefined
     yield* log.attach({
       begin: (first) => {
@@ -356,36 +286,16 @@ export const make = (
       },
       away: () => {
         giveUp = timers.at(timers.now() + timeout, () => {
-          const error = new Unavailable({ backend: "rabbitmq", detail: `no connection for ${timeout} ms` })
+          const error = unavailable(`no connection for ${timeout} ms`)
           for (const request of [...requests.values()]) if (request.state === "waiting") fail(request, error)
         })
       },
-      beat,
+      beat: upkeep.beat,
       close: () => ({ kind: "bye" })
     })
 
     /** Waits until it is known who holds what. */
-    const known = Effect.suspend(() => {
-      if (fold.known) return Exit.void
-      return Effect.callback<void, Unavailable>((resume) => {
-        const done = () => {
-          awaitingKnown.delete(done)
-          timers.cancel(timer)
-          resume(Exit.void)
-        }
-        const timer = timers.at(timers.now() + timeout, () => {
-          awaitingKnown.delete(done)
-          resume(
-            Exit.fail(new Unavailable({ backend: "rabbitmq", detail: `the locks are not known after ${timeout} ms` }))
-          )
-        })
-        awaitingKnown.add(done)
-        return Effect.sync(() => {
-          awaitingKnown.delete(done)
-          timers.cancel(timer)
-        })
-      })
-    })
+    const known = Effect.suspend(() => (fold.known ? Exit.void : awaitingKnown.wait))
 
     const request = (
       space: string,
@@ -418,7 +328,7 @@ export const make = (
 
     yield* Effect.addFinalizer(() =>
       Effect.suspend(() => {
-        const error = new Unavailable({ backend: "rabbitmq", detail: "the lock store is closed" })
+        const error = unavailable("the lock store is closed")
         const waiting = [...requests.values()].filter(({ state }) => state !== "held")
         return Effect.forEach(
           waiting,
@@ -450,8 +360,6 @@ interface Watch {
   timer: Timers.Timer | undefined
 }
 
-const dueOf = ({ touchedAt, ttl }: Lock["owner"]): number => touchedAt + leaseOf(ttl)
-
 type Answered = LockRecord & { readonly kind: "request" | "renew" | "release" | "expire" }
 
 /** The records of one lock. */
@@ -468,7 +376,7 @@ const renewOf =
  *
  * @since 0.2.0
  */
-export const layerOnLog = (options?: Options): Layer.Layer<LockStore, never, Log.ReplicatedLog> =>
+export const layerOnLog = (options?: LockUpkeep.Options): Layer.Layer<LockStore, never, Log.ReplicatedLog> =>
   Layer.effect(LockStore, make(options))
 
 /**

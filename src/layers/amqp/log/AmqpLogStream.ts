@@ -28,6 +28,13 @@ export interface Retention {
   readonly maxAge: number
 }
 
+export const retentionOf = (options: Partial<{ readonly [K in keyof Retention]: number | undefined }>): Retention => ({
+  maxBytes: options.maxBytes ?? 64 * 1024 * 1024,
+  maxAge: options.maxAge ?? 7 * 86_400_000
+})
+
+/** What RabbitMQ keeps of a record beside its body, in bytes, roughly. */
+export const recordOverhead = 200
 /** Retention is by segments: so many make up all. */
 const segments = 16
 /** Deliveries on their way before the first has been handled. */

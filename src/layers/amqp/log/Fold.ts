@@ -31,3 +31,11 @@ export interface Fold {
   /** Before a clean stop. */
   readonly close?: () => LogRecord | undefined
 }
+
+/** An own record that was read again. */
+export interface Applied {
+  readonly answer: unknown
+  /** Monotonic milliseconds at which it was sent: not later than it was appended. */
+  readonly sent: number
+  readonly offset: number
+}

@@ -35,21 +35,15 @@ import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Timers from "../../../services/internal/Timers.ts"
 import { Instance } from "../../../services/Instance.ts"
-import { Unavailable } from "../../../services/Reason.ts"
+import type { Unavailable } from "../../../services/Reason.ts"
 import * as Uuid from "../../../services/Uuid.ts"
 import { AmqpConnection } from "../AmqpConnection.ts"
+import { unavailable } from "../AmqpLink.ts"
 import * as AmqpLogStream from "./AmqpLogStream.ts"
-import type { Entry, Fold } from "./Fold.ts"
+import type { Applied, Entry, Fold } from "./Fold.ts"
 import { decode, encode, type LogRecord } from "./LogRecord.ts"
 import type { LogStream, Session } from "./LogStream.ts"
-
-/** An own record that was read again. */
-export interface Applied {
-  readonly answer: unknown
-  /** Monotonic milliseconds at which it was sent: not later than it was appended. */
-  readonly sent: number
-  readonly offset: number
-}
+import * as Waiters from "./Waiters.ts"
 
 export class ReplicatedLog extends Context.Service<
   ReplicatedLog,
@@ -109,9 +103,6 @@ export interface Options {
   readonly eager?: boolean | undefined
 }
 
-/** What RabbitMQ keeps of a record beside its body, in bytes, roughly. */
-const recordOverhead = 200
-
 /** Whoever waits for the log must have a fair chance to see it come back. */
 const reopen = (timeout: number) =>
   Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced(timeout / 10)]).pipe(Schedule.jittered)
@@ -130,7 +121,7 @@ export const make = (
 ): Effect.Effect<ReplicatedLog["Service"], never, Scope.Scope> =>
   Effect.gen(function* () {
     const { timeout = 5_000, staleness = 4_000, beat = 1_000, eager = false } = options
-    const retention = retentionOf(options)
+    const retention = AmqpLogStream.retentionOf(options)
     const clock = yield* Clock.clockWith(Effect.succeed)
     const run = Effect.runForkWith(yield* Effect.context<never>())
     const timers = yield* Timers.make
@@ -161,20 +152,19 @@ export const make = (
     const waiting = new Set<Sending>()
     /** What was sent, by its number, earliest first. */
     const sent = new Map<number, Sending>()
-    const awaitingFresh = new Set<(exit: Exit.Exit<void, Unavailable>) => void>()
 
     const isFresh = () => live && now() - provenAt < staleness
     const isStalled = () => {
       if (!stalled && session !== undefined && now() - Math.max(provenAt, openedAt) >= staleness) stalled = true
       return stalled
     }
-    const unavailable = (detail: string, cause?: unknown) => new Unavailable({ backend: "rabbitmq", detail, cause })
     /** Why the log could not be opened, since it was last. */
     let lastError: Unavailable | undefined
     const late = () => {
       const why = lastError === undefined ? "" : ` (${lastError.detail})`
       return unavailable(`no answer within ${timeout} ms${why}`, lastError)
     }
+    const awaitingFresh = Waiters.make(timers, timeout, late)
 
     // --- appending ---
 
@@ -236,7 +226,7 @@ export const make = (
         record,
         now: time,
         wall: clock.currentTimeMillisUnsafe(),
-        size: body.length + recordOverhead
+        size: body.length + AmqpLogStream.recordOverhead
       }
       const own = envelope.author === author ? sent.get(envelope.seq) : undefined
       if (own !== undefined) {
@@ -249,11 +239,7 @@ export const make = (
       sent.delete(envelope.seq)
       settle(own, Exit.succeed({ answer, sent: own.sent, offset }))
       if (envelope.seq === begun) becomeLive()
-      if (awaitingFresh.size > 0 && isFresh()) {
-        const resumes = [...awaitingFresh]
-        awaitingFresh.clear()
-        for (const resume of resumes) resume(Exit.void)
-      }
+      if (!awaitingFresh.isEmpty() && isFresh()) awaitingFresh.end(Exit.void)
     }
 
     const becomeLive = () => {
@@ -356,7 +342,7 @@ export const make = (
         for (const sending of [...waiting, ...sent.values()]) {
           settle(sending, Exit.fail(unavailable("the log is closed")))
         }
-        for (const resume of awaitingFresh) resume(Exit.fail(unavailable("the log is closed")))
+        awaitingFresh.end(Exit.fail(unavailable("the log is closed")))
       })
     )
     // Not before the stores have attached their folds.
@@ -392,23 +378,7 @@ export const make = (
       })
     )
 
-    /** Waits until what is in memory is fresh. */
-    const fresh = Effect.suspend(() => {
-      if (isFresh()) return Exit.void
-      return Effect.callback<void, Unavailable>((resume) => {
-        const timer = timers.at(now() + timeout, () => done(Exit.fail(late())))
-        const done = (exit: Exit.Exit<void, Unavailable>) => {
-          awaitingFresh.delete(done)
-          timers.cancel(timer)
-          resume(exit)
-        }
-        awaitingFresh.add(done)
-        return Effect.sync(() => {
-          awaitingFresh.delete(done)
-          timers.cancel(timer)
-        })
-      })
-    })
+    const fresh = Effect.suspend(() => (isFresh() ? Exit.void : awaitingFresh.wait))
 
     // --- what is asked in one turn shares a mark ---
 
@@ -461,11 +431,6 @@ export const make = (
     })
   })
 
-const retentionOf = ({ maxAge = 7 * 86_400_000, maxBytes = 64 * 1024 * 1024 }: Options): AmqpLogStream.Retention => ({
-  maxAge,
-  maxBytes
-})
-
 /**
  * The log of this app on RabbitMQ. Given as one layer to several stores it is one log; the default is
  * {@link layer}.
@@ -476,7 +441,7 @@ export const layerWith = (options: Options): Layer.Layer<ReplicatedLog, never, A
     Effect.gen(function* () {
       const amqp = yield* AmqpConnection
       const { app } = yield* Instance
-      const stream = AmqpLogStream.make(amqp, app, retentionOf(options))
+      const stream = AmqpLogStream.make(amqp, app, AmqpLogStream.retentionOf(options))
       const eager = (yield* amqp.state).publishing === "ready"
       return yield* make(stream, { timeout: amqp.timeout, eager, ...options })
     })
