@@ -39,6 +39,8 @@ export const recordOverhead = 200
 const segments = 16
 /** Deliveries on their way before the first has been handled. */
 const prefetch = 1_000
+/** So many are acknowledged at once; of an instance that has nothing to say, which makes a mark each second, half a minute's. */
+const batch = 32
 /** One that every broker has. */
 const directory = "amq.direct"
 const address = (author: string): string => `cohort.log.v1.${author}`
@@ -92,18 +94,15 @@ export const make = (amqp: AmqpConnection["Service"], app: string, { maxAge, max
             throw error
           }
         }
-        /** Acknowledges once for all that comes in one turn. */
+        /** Acknowledging is a write of its own, and asks for no more than to be sent the next. */
         const deliver = (session: Session) => {
-          let handled: ConsumeMessage | undefined
-          const ack = () => {
-            if (handled !== undefined) session.ack(handled, true)
-            handled = undefined
-          }
+          let unacknowledged = 0
           return (message: ConsumeMessage) => {
             if (over) return
-            if (handled === undefined) queueMicrotask(ack)
-            handled = message
             onRecord(Number(message.properties.headers?.["x-stream-offset"]), message.content)
+            if (++unacknowledged < batch) return
+            unacknowledged = 0
+            session.ack(message, true)
           }
         }
         const sessions = yield* amqp.open({ setup, onDown: () => end(new Error("the channel ended")) })
