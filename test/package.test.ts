@@ -144,6 +144,27 @@ describe("the package", () => {
     assert.isAtLeast(ended("one whose fences repeat", "failed"), 3)
   }, 120_000)
 
+  it("holds the guide for tests of plugins, whose code compiles and passes in a project of theirs", () => {
+    const project = path.join(temporary, "guide")
+    mkdirSync(project)
+    const guide = readFileSync(path.join(unpacked, "docs", "test-your-plugin.md"), "utf8")
+    for (const [, file, code] of guide.matchAll(/^```ts (\S+)\n(.*?)^```$/gms)) {
+      writeFileSync(path.join(project, path.basename(file!)), code!)
+    }
+    const settings = { module: "NodeNext", strict: true, allowImportingTsExtensions: true, noEmit: true }
+    writeFileSync(path.join(project, "package.json"), JSON.stringify({ type: "module" }))
+
+    const compilerOptions = { ...settings, skipLibCheck: true, types: [] }
+    writeFileSync(path.join(project, "tsconfig.json"), JSON.stringify({ compilerOptions }))
+    const tsc = path.join(path.dirname(require.resolve("typescript/package.json")), "bin", "tsc")
+    const compiled = spawnSync(process.execPath, [tsc, "-p", project], { encoding: "utf8" })
+    assert.strictEqual(compiled.status, 0, compiled.stdout)
+    const vitest = path.join(path.dirname(require.resolve("vitest/package.json")), "vitest.mjs")
+    const run = spawnSync(process.execPath, [vitest, "run"], { cwd: project, encoding: "utf8" })
+    assert.strictEqual(run.status, 0, run.stdout)
+    assert.match(run.stdout, /Tests .*8 passed/)
+  }, 120_000)
+
   it("has nothing for publint to say", async () => {
     const { messages } = await publint({ pkgDir: unpacked, strict: true })
     assert.deepStrictEqual(messages, [])
