@@ -42,11 +42,12 @@ import * as Layer from "effect/Layer"
 import type * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
-import { type DeadJob, type DeathReason, type Depth, EventQueueStore } from "./EventQueueStore.ts"
+import { type DeadJob, type DeathReason, type Depth, EventQueueStore, type NewJob } from "./EventQueueStore.ts"
 import { Instance } from "./Instance.ts"
 import * as AfterCommit from "./internal/afterCommit.ts"
 import * as Counts from "./internal/counts.ts"
 import { getOrMake } from "./internal/getOrMake.ts"
+import * as OutboxJobs from "./internal/outbox/jobs.ts"
 import * as QueueWorker from "./internal/QueueWorker.ts"
 import { settled } from "./internal/settled.ts"
 import * as Timers from "./internal/Timers.ts"
@@ -299,7 +300,7 @@ export const discard = (
 export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore | Instance | Scope.Scope> = Effect.gen(
   function* () {
     const store = yield* EventQueueStore
-    const { app, id } = yield* Instance
+    const { app, id: instance } = yield* Instance
     const timers = yield* Timers.make
     const afterCommit = yield* AfterCommit.make(wrapError)
     const countSent = yield* Counts.make(Metrics.sent)
@@ -326,6 +327,35 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
         traced(store.system, `EventQueue.${name}`, { "messaging.destination.name": job.channel }, effect),
         wrapError
       )
+
+    /** Answers whether the job is new. */
+    const hand = (channel: string, job: NewJob): Effect.Effect<boolean, EventQueueError> =>
+      Effect.mapBoth(
+        sending(
+          store.system,
+          "EventQueue.publish",
+          {
+            "messaging.operation.name": "publish",
+            "messaging.destination.name": channel,
+            "messaging.message.id": job.id
+          },
+          (trace) => store.publish(address({ channel }), trace === undefined ? job : inTrace(job, trace))
+        ),
+        {
+          onFailure: wrapError,
+          onSuccess: (isNew) => {
+            useOf(channel).sent.value++
+            return isNew
+          }
+        }
+      )
+
+    const outbox = yield* OutboxJobs.open({
+      app,
+      instance,
+      publish: hand,
+      depth: (channel) => operation("depth", { channel }, store.depth(address({ channel })))
+    })
 
     const valid = <A, E, R>(
       job: { readonly invalid: InvalidInput | undefined },
@@ -361,41 +391,25 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
             Validate.invalidOf(delay) ??
             Validate.invalidOf(maxRetries)
           if (invalid !== undefined) return fail(invalid)
-          const { sent } = useOf(job.channel)
+          useOf(job.channel)
           const id = options?.id ?? uuid()
           return Effect.flatMap(Effect.mapError(job.wire.encode("payload", payload), wrapError), (payload) => {
-            const send = () =>
-              Effect.map(
-                Effect.mapError(
-                  sending(
-                    store.system,
-                    "EventQueue.publish",
-                    {
-                      "messaging.operation.name": "publish",
-                      "messaging.destination.name": job.channel,
-                      "messaging.message.id": id
-                    },
-                    (trace) =>
-                      store.publish(address(job), {
-                        id,
-                        isGiven: options?.id !== undefined,
-                        payload: trace === undefined ? payload : payload.withTrace(trace),
-                        delay: delay as number,
-                        timeout: timeout as number,
-                        maxRetries: maxRetries as number,
-                        keepId: job.keepId
-                      })
-                  ),
-                  wrapError
-                ),
-                (stored): Published => {
-                  sent.value++
-                  return { id, duplicate: !stored }
-                }
-              )
+            const stored: NewJob = {
+              id,
+              isGiven: options?.id !== undefined,
+              payload,
+              delay: delay as number,
+              timeout: timeout as number,
+              maxRetries: maxRetries as number,
+              keepId: job.keepId
+            }
+            const send = () => Effect.map(hand(job.channel, stored), (isNew): Published => ({ id, duplicate: !isNew }))
             if (options?.afterCommit !== true) return send()
             const later = { id, duplicate: false }
-            return afterCommit.send(Effect.suspend(send), later, { channel: job.channel, job: id })
+            if (outbox === undefined) {
+              return afterCommit.send(Effect.suspend(send), later, { channel: job.channel, job: id })
+            }
+            return Effect.mapError(Effect.as(outbox.write(job.channel, stored), later), wrapError)
           })
         }),
 
@@ -403,7 +417,7 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
         valid(job, () => {
           const attributes = { "messaging.system": store.system, "messaging.destination.name": job.channel }
           const seen: QueueWorker.Seen = {
-            instance: id,
+            instance,
             attributes,
             gates: useOf(job.channel).gates,
             durations: durations(attributes),
@@ -453,6 +467,12 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
 /** `None` when it does not decode, also when the Schema throws. */
 const decodable = <A, E, R>(decoded: Effect.Effect<A, E, R>): Effect.Effect<Option.Option<A>, never, R> =>
   Effect.catchCause(Effect.asSome(decoded), () => Effect.succeedNone)
+
+/** Part of the trace that it was published in, also when the outbox sends it. */
+const inTrace = (job: NewJob, trace: string): NewJob => ({
+  ...job,
+  payload: job.payload.trace === undefined ? job.payload.withTrace(trace) : job.payload
+})
 
 const fail = (reason: InvalidInput | Unavailable) => Effect.fail(new EventQueueError({ reason }))
 const wrapError = (reason: InvalidInput | Unavailable) => new EventQueueError({ reason })

@@ -57,3 +57,15 @@ export const connectionsLost = counter("cohort.connections.lost", "Connections t
 export const queuesUnserved = Metric.gauge("cohort.queues.unserved", {
   description: "Queue channels with jobs that no live instance serves"
 })
+/** Rows that wait in the outbox, by kind (`sync`, `job`). @since 0.2.0 */
+export const outboxDepth = Metric.gauge("cohort_outbox_depth", { description: "Rows that wait in the outbox, by kind" })
+/** Age of the oldest row that waits in the outbox, in seconds, by kind. @since 0.2.0 */
+export const outboxAge = Metric.gauge("cohort_outbox_age_seconds", {
+  description: "Age of the oldest row that waits in the outbox, by kind"
+})
+/** Rows that the broker refused and that were set aside, by kind. @since 0.2.0 */
+export const outboxFailed = Metric.gauge("cohort_outbox_failed", {
+  description: "Outbox rows that the broker refused and that were set aside, by kind"
+})
+/** Outbox rows that this process has sent. @since 0.2.0 */
+export const outboxRelayed = counter("cohort_outbox_relayed", "Outbox rows that this process has sent")

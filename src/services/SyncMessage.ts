@@ -30,29 +30,28 @@
  *
  * @since 0.1.0
  */
-import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
+import type * as DateTime from "effect/DateTime"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Metric from "effect/Metric"
-import * as Schedule from "effect/Schedule"
+import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import { Instance } from "./Instance.ts"
 import * as AfterCommit from "./internal/afterCommit.ts"
-import * as Debounce from "./internal/debounce.ts"
 import { getOrMake } from "./internal/getOrMake.ts"
-import * as Mailbox from "./internal/Mailbox.ts"
-import { settled } from "./internal/settled.ts"
+import * as SyncReceiver from "./internal/SyncReceiver.ts"
 import * as Timers from "./internal/Timers.ts"
-import { consuming, currentTrace, isTraced } from "./internal/telemetry.ts"
+import { currentTrace } from "./internal/telemetry.ts"
 import * as Validate from "./internal/validate.ts"
-import * as Metrics from "./Metrics.ts"
 import { Payload, type Wire, wire } from "./Payload.ts"
 import * as PubSub from "./PubSub.ts"
 import { InvalidInput, Unavailable } from "./Reason.ts"
+import { SyncOutbox } from "./SyncOutbox.ts"
 import * as Topic from "./Topic.ts"
+import * as Uuid from "./Uuid.ts"
 
 /**
  * What can go wrong with a sync message. `reason` tells which: `InvalidInput` or `Unavailable`.
@@ -108,6 +107,45 @@ export interface Receiver<A, R, R2> {
 }
 
 /**
+ * A resync that is wanted, runs, or is tried again.
+ *
+ * @since 0.2.0
+ */
+export interface ResyncStatus {
+  /** When it was first wanted. */
+  readonly since: DateTime.Utc
+  /** How often it has failed since; zero while it waits for its turn or runs for the first time. */
+  readonly failures: number
+  /** Why it failed last, if it did. */
+  readonly lastError: string | undefined
+}
+
+/**
+ * What one subscription knows.
+ *
+ * @since 0.2.0
+ */
+export interface ReceiverStatus {
+  readonly channel: string
+  /** The last number heard, by instance. */
+  readonly last: Readonly<Record<string, number>>
+  /** `undefined`: nothing is missing. */
+  readonly resync: ResyncStatus | undefined
+}
+
+/**
+ * How this instance's sync channels do, for a page of health.
+ *
+ * @since 0.2.0
+ */
+export interface Status {
+  /** The last number that this instance has sent, by channel. */
+  readonly sent: Readonly<Record<string, number>>
+  /** Its subscriptions. */
+  readonly receivers: ReadonlyArray<ReceiverStatus>
+}
+
+/**
  * Sync messages by channel. See the module for the guarantees; the module
  * functions of the same names call this service.
  *
@@ -124,6 +162,7 @@ export class SyncMessage extends Context.Service<
       channel: SyncChannel<A, RD, RE>,
       receiver: Receiver<A, R, R2>
     ) => Effect.Effect<void, SyncMessageError, RD | R | R2 | Scope.Scope>
+    readonly status: Effect.Effect<Status>
   }
 >()("cohort/services/SyncMessage") {}
 
@@ -152,6 +191,13 @@ export const subscribe = <A, RD, RE, R, R2>(
   SyncMessage.use((sync) => sync.subscribe(channel, receiver))
 
 /**
+ * How this instance's sync channels do: what was sent, what was heard, and which resyncs are pending or failing.
+ *
+ * @since 0.2.0
+ */
+export const status: Effect.Effect<Status, never, SyncMessage> = SyncMessage.use((sync) => sync.status)
+
+/**
  * Options of {@link layerWith}.
  *
  * @since 0.1.0
@@ -161,51 +207,13 @@ export interface Options {
   readonly announceInterval?: Duration.Input | undefined
 }
 
-/** One message on a sync channel: its sender's number for it, and the message. */
-const Envelope = Schema.Struct({ from: Schema.String, number: Schema.Int, data: Schema.Json })
-
 /** The last number that an instance has sent on each of its channels. */
 const Announcement = Schema.Struct({ from: Schema.String, last: Schema.Record(Schema.String, Schema.Int) })
 
 const Announcements = Topic.make("sync", Announcement, "announcements")
 
-const resyncBackoff = Schedule.min([Schedule.exponential("200 millis"), Schedule.spaced("30 seconds")]).pipe(
-  Schedule.jittered
-)
-
 /** A sender that has been silent for this many announcements is forgotten. */
 const forgetAfter = 30
-
-/** What one receiver knows of the senders, and what it does when something is missing. */
-class Numbers {
-  private readonly last = new Map<string, { number: number; heardAt: number }>()
-  private readonly resync: () => void
-
-  constructor(resync: () => void) {
-    this.resync = resync
-  }
-
-  /** Notes a message; `false` when it came before. */
-  message(from: string, number: number, now: number): boolean {
-    const known = this.last.get(from)
-    if (known !== undefined && number <= known.number) return false
-    this.last.set(from, { number, heardAt: now })
-    if (known === undefined || number > known.number + 1) this.resync()
-    return true
-  }
-
-  announcement(from: string, number: number | undefined, now: number): void {
-    const known = this.last.get(from)
-    if (known !== undefined) known.heardAt = now
-    if (number === undefined || (known !== undefined && number <= known.number)) return
-    this.last.set(from, { number, heardAt: now })
-    this.resync()
-  }
-
-  forget(before: number): void {
-    for (const [from, { heardAt }] of this.last) if (heardAt < before) this.last.delete(from)
-  }
-}
 
 /**
  * Makes the service on {@link PubSub}.
@@ -217,20 +225,24 @@ export const makeService = (
 ): Effect.Effect<SyncMessage["Service"], SyncMessageError, PubSub.PubSub | Instance | Scope.Scope> =>
   Effect.gen(function* () {
     const pubsub = yield* PubSub.PubSub
-    const { id: self } = yield* Instance
+    const { app, id: self } = yield* Instance
+    const uuid = yield* Uuid.Generator
+    const clock = yield* Clock.clockWith(Effect.succeed)
     const timers = yield* Timers.make
     const { now } = timers
-    const afterCommit = yield* AfterCommit.make(invalidMessage)
+    const afterCommit = yield* AfterCommit.make(failure)
     const log = Effect.runForkWith(yield* Effect.context<never>())
     const interval = Validate.millis("announceInterval", options.announceInterval ?? "10 seconds")
     if (typeof interval !== "number") return yield* fail(interval)
 
     /** The last number sent, by channel. */
     const sent: Record<string, number> = Object.create(null)
-    const receivers = new Set<{ readonly channel: string; readonly numbers: Numbers }>()
-    const topics = new Map<string, Topic.Topic<typeof Envelope.Type>>()
+    const receivers = new Set<SyncReceiver.SyncReceiver>()
+    const topics = new Map<string, Topic.Topic<typeof SyncReceiver.Envelope.Type>>()
 
-    const topicOf = (channel: string) => getOrMake(topics, channel, () => Topic.make(channel, Envelope, "sync"))
+    const topicOf = (channel: string) =>
+      getOrMake(topics, channel, () => Topic.make(channel, SyncReceiver.Envelope, "sync"))
+    const announce = Effect.suspend(() => pubsub.publish(Announcements, { from: self, last: { ...sent } }))
 
     yield* Effect.mapError(
       pubsub.subscribe(Announcements, ({ from, last }) =>
@@ -245,9 +257,7 @@ export const makeService = (
 
     yield* Effect.suspend(() => {
       for (const { numbers } of receivers) numbers.forget(now() - forgetAfter * interval)
-      return Object.keys(sent).length === 0
-        ? Effect.void
-        : pubsub.publish(Announcements, { from: self, last: { ...sent } })
+      return Object.keys(sent).length === 0 ? Effect.void : announce
     }).pipe(
       Effect.catch((error) => Effect.logWarning("Sync announcement not sent", error)),
       Effect.delay(interval),
@@ -255,20 +265,81 @@ export const makeService = (
       Effect.forkScoped
     )
 
+    /** Sends with the next number; one whose sending fails leaves a hole. */
+    const send = (
+      channel: string,
+      content: { readonly data: Schema.Json } | Pick<SyncReceiver.Relayed, "relayed">,
+      options?: PubSub.PublishOptions
+    ) =>
+      Effect.suspend(() => {
+        const number = (sent[channel] ?? 0) + 1
+        sent[channel] = number
+        return pubsub.publish(topicOf(channel), { from: self, number, ...content }, options)
+      })
+
+    /** Hands what was relayed to the receivers of this instance: it may come from another. */
+    const deliver = (channel: string, relayed: SyncReceiver.Relayed["relayed"]) =>
+      pubsub.publish(topicOf(channel), { from: self, number: 0, relayed }, { onlySelf: true })
+
+    const outbox = yield* Effect.flatMap(
+      Effect.serviceOption(SyncOutbox),
+      Option.match({
+        onNone: () => Effect.succeed(undefined),
+        onSome: (outbox) =>
+          outbox.open({
+            app,
+            kind: "sync",
+            instance: self,
+            // All in one broadcast: either it went, or what comes next must wait for it.
+            send: (channel, rows) =>
+              Effect.gen(function* () {
+                const relayed = yield* Effect.try({
+                  try: () =>
+                    rows.map(({ message, origin, payload }) => {
+                      const { trace, tree } = Payload.fromJson(payload)
+                      const data = tree as Schema.Json
+                      return { id: message, origin, data, ...(trace === undefined ? {} : { trace }) }
+                    }),
+                  catch: (error) => new InvalidInput({ field: "payload", detail: String(error) })
+                })
+                yield* send(channel, { relayed })
+                yield* deliver(channel, relayed)
+                return undefined
+              }).pipe(
+                Effect.catch((error) => Effect.succeed("reason" in error ? error.reason : error)),
+                Effect.map((result) => rows.map(() => result))
+              ),
+            probe: () => Effect.isSuccess(announce),
+            // A number that never comes: receivers resync.
+            onAside: (channel) =>
+              Effect.sync(() => {
+                sent[channel] = (sent[channel] ?? 0) + 1
+                for (const receiver of receivers) if (receiver.channel === channel) receiver.want()
+              })
+          })
+      })
+    )
+
     return SyncMessage.of({
       publish: (channel, message) =>
         Effect.suspend(() => {
           const invalid = Validate.name("channel", channel.channel)
           if (invalid !== undefined) return fail(invalid)
-          return Effect.flatMap(Effect.mapError(channel.wire.encode("message", message), invalidMessage), (payload) => {
+          return Effect.flatMap(Effect.mapError(channel.wire.encode("message", message), failure), (payload) => {
+            if (outbox !== undefined) {
+              const trace = currentTrace()
+              const { json } = trace === undefined ? payload : payload.withTrace(trace)
+              return Effect.mapError(
+                outbox.write({ channel: channel.channel, message: uuid(), payload: json }),
+                failure
+              )
+            }
             // Numbered when it leaves: a rollback leaves no hole, and numbers are in the order of sending.
-            const send = Effect.suspend(() => {
-              const number = (sent[channel.channel] ?? 0) + 1
-              sent[channel.channel] = number
-              const data = payload.tree as Schema.Json
-              return Effect.mapError(pubsub.publish(topicOf(channel.channel), { from: self, number, data }), wrapError)
-            })
-            return afterCommit.send(send, undefined, { channel: channel.channel, instance: self })
+            return afterCommit.send(
+              Effect.mapError(send(channel.channel, { data: payload.tree as Schema.Json }), wrapError),
+              undefined,
+              { channel: channel.channel, instance: self }
+            )
           })
         }),
 
@@ -279,119 +350,33 @@ export const makeService = (
           if (invalid !== undefined) return yield* fail(invalid)
           if (typeof debounce !== "number") return yield* fail(debounce)
 
-          const context = yield* Effect.context<RD | R | R2>()
-          const annotations = { channel: channel.channel, instance: self }
-          const warn = (text: string, ...details: ReadonlyArray<unknown>) =>
-            log(Effect.annotateLogs(Effect.logWarning(text, ...details), annotations))
-
-          interface Change {
-            readonly message: A
-            readonly trace: string | undefined
-          }
-          type Task = typeof resync | Change
-          const resync = Symbol("resync")
-          // Set from the moment a resync is wanted until one starts: later gaps need no other.
-          let wanted = false
-          // Whether messages were dropped because the handler fell behind.
-          let behind = false
-          const want = () => {
-            if (wanted) return
-            wanted = true
-            mailbox.push(resync)
-          }
-
-          const runResync = Effect.suspend(() => {
-            wanted = false
-            return receiver.resync
-          }).pipe(
-            Effect.andThen(Metric.update(Metrics.resyncs, 1)),
-            Effect.tapCause((cause) => {
-              log(Metric.update(Metrics.resyncsFailed, 1))
-              return Effect.sync(() => warn("Resync failed; it is tried again", Cause.pretty(cause)))
-            }),
-            // A defect is retried as well: state that stays stale is worse than a loud log.
-            Effect.sandbox,
-            Effect.retry(resyncBackoff)
-          )
-
-          const traced = isTraced(context as Context.Context<never>)
-          const handle = ({ message, trace }: Change) =>
-            traced
-              ? consuming(
-                  trace,
-                  "SyncMessage.handle",
-                  { "messaging.operation.name": "handle", "messaging.destination.name": channel.channel },
-                  Effect.suspend(() => receiver.handle(message))
-                )
-              : receiver.handle(message)
-
-          const mailbox = yield* Mailbox.make<Task, RD | R | R2>({
-            name: `sync handler of "${channel.channel}"`,
-            context,
-            capacity: 65_536,
-            run: (task) => {
-              if (task !== resync) {
-                if (!behind) return handle(task)
-                behind = false
-                return Effect.andThen(runResync, () => handle(task))
-              }
-              // One that began after this one was wanted has done its work.
-              if (!wanted && !behind) return Effect.void
-              behind = false
-              return runResync
-            },
-            onFailure: (task, exit) => {
-              if (task === resync) return
-              warn("Sync handler failed; resyncing", Cause.pretty(exit.cause))
-              log(Metric.update(Metrics.handlersFailed, 1))
-              want()
-            },
-            onDrop: () => {
-              behind = true
-            }
+          const entry = yield* SyncReceiver.make({
+            self,
+            channel: channel.channel,
+            wire: channel.wire,
+            debounce,
+            receiver,
+            context: yield* Effect.context<RD | R | R2>(),
+            timers,
+            time: () => clock.currentTimeMillisUnsafe(),
+            log
           })
-
-          const offer =
-            debounce === 0
-              ? (_: unknown, change: Change) => mailbox.push(change)
-              : yield* Debounce.make<Change>(timers, { duration: debounce, maxWait: debounce * 10 }, mailbox.push)
-
-          const numbers = new Numbers(want)
-          const entry = { channel: channel.channel, numbers }
           yield* Effect.acquireRelease(
             Effect.sync(() => receivers.add(entry)),
             () => Effect.sync(() => receivers.delete(entry))
           )
-
           yield* Effect.mapError(
-            pubsub.subscribe(
-              topicOf(channel.channel),
-              ({ data, from, number }) =>
-                Effect.suspend(() => {
-                  if (!numbers.message(from, number, now())) return Effect.void
-                  const decoded = channel.wire.decode(Payload.fromTree(data))
-                  const known = settled(decoded)
-                  const trace = currentTrace()
-                  if (known !== undefined) return Effect.sync(() => offer(data, { message: known.value, trace }))
-                  return Effect.matchCauseEffect(decoded, {
-                    onSuccess: (message) => Effect.sync(() => offer(data, { message, trace })),
-                    onFailure: (cause) => {
-                      warn("Sync message does not decode; resyncing", Cause.squash(cause))
-                      want()
-                      return Metric.update(Metrics.messagesUndecodable, 1)
-                    }
-                  })
-                }),
-              { onGap: Effect.sync(want) }
-            ),
+            pubsub.subscribe(topicOf(channel.channel), entry.onEnvelope, { onGap: Effect.sync(entry.want) }),
             wrapError
           )
-        })
+        }),
+
+      status: Effect.sync(() => ({ sent: { ...sent }, receivers: Array.from(receivers, (entry) => entry.status()) }))
     })
   })
 
 const fail = (reason: InvalidInput | Unavailable) => Effect.fail(new SyncMessageError({ reason }))
-const invalidMessage = (reason: InvalidInput) => new SyncMessageError({ reason })
+const failure = (reason: InvalidInput | Unavailable) => new SyncMessageError({ reason })
 const wrapError = (error: PubSub.PubSubError) => new SyncMessageError({ reason: error.reason })
 
 /**

@@ -4,10 +4,11 @@
  *
  * It lives as long as its scope, and dies with the process that started it, however that ends.
  */
-import { spawnSync } from "node:child_process"
+import { execFile, spawnSync } from "node:child_process"
 import { chownSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { dirname, join } from "node:path"
+import { promisify } from "node:util"
 import { PgClient } from "@effect/sql-pg"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
@@ -15,6 +16,8 @@ import * as Scope from "effect/Scope"
 import { SqlClient } from "effect/sql"
 import { freePort } from "./RedisServer.ts"
 import { ensureInstalled, ServerProcess, waitUntil } from "./ServerProcess.ts"
+
+export { waitUntil } from "./ServerProcess.ts"
 
 export interface PostgresServer {
   readonly port: number
@@ -82,11 +85,11 @@ export const make = (options: Options = {}): Effect.Effect<PostgresServer, never
     const data = join(folder, "data")
     const log = () => (existsSync(join(folder, "log")) ? readFileSync(join(folder, "log"), "utf8") : "")
 
-    yield* Effect.sync(() => {
+    // Not in the way of others: it takes a second.
+    yield* Effect.promise(async () => {
       if (owner !== undefined) chownSync(folder, owner.uid, owner.gid)
       const flags = ["-U", "postgres", "--auth=trust", "--no-sync", "--locale=C", "--encoding=UTF8"]
-      const made = spawnSync(join(bin, "initdb"), ["-D", data, ...flags], { ...owner, cwd: "/", encoding: "utf8" })
-      if (made.status !== 0) throw new Error(`initdb failed:\n${made.stdout}${made.stderr}${made.error ?? ""}`)
+      await promisify(execFile)(join(bin, "initdb"), ["-D", data, ...flags], { ...owner, cwd: "/" })
     })
 
     let port = 0

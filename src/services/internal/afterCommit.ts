@@ -64,13 +64,16 @@ const ended = new InvalidInput({
   detail: "has ended: publish before it does, or without its context"
 })
 
-/** The transaction that is open in a context. */
-export const openTransaction = (context: Context.Context<never>): Transaction | undefined => {
+/** The transaction that is open in a context: that of `preferred`, of the client in context, or the innermost. */
+export const openTransaction = (
+  context: Context.Context<never>,
+  preferred?: TransactionKey
+): Transaction | undefined => {
   const client = Context.getOrUndefined(context, SqlClient.SqlClient)?.transactionService
   const isOpen = (key: TransactionKey | undefined): key is TransactionKey =>
     key !== undefined && Context.getOrUndefined(context, key) !== undefined
   const innermost = Context.get(context, InnermostTransaction)
-  const key = isOpen(client) ? client : isOpen(innermost) ? innermost : undefined
+  const key = [preferred, client, innermost].find(isOpen)
   return key === undefined
     ? undefined
     : {
