@@ -4,6 +4,7 @@ import type { Suite } from "./bench.ts"
 const suites: Record<string, () => Promise<{ readonly suite: Suite }>> = {
   memory: () => import("./memory/suite.ts"),
   redis: () => import("./redis/suite.ts"),
+  outbox: () => import("./outbox/suite.ts"),
   amqp: () => import("./amqp/suite.ts")
 }
 

@@ -222,20 +222,21 @@ const sharedUrl: Effect.Effect<string> = Effect.promise(() => {
   return shared
 })
 
-/**
- * The url of an empty database on the server that tests share, for as long as the scope. For tests that leave the
- * server alone.
- */
-export const database: Effect.Effect<string, never, Scope.Scope> = Effect.gen(function* () {
-  const url = new URL(yield* sharedUrl)
-  const run = (statement: string) =>
-    SqlClient.SqlClient.use((sql) => sql.unsafe(statement)).pipe(
-      Effect.provide(PgClient.layer({ url: Redacted.make(url.href), maxConnections: 1 })),
-      Effect.orDie
-    )
-  const name = `cohort_${globalThis.crypto.randomUUID().replaceAll("-", "")}`
-  yield* Effect.acquireRelease(run(`CREATE DATABASE ${name}`), () => run(`DROP DATABASE ${name} WITH (FORCE)`))
-  const own = new URL(url)
-  own.pathname = `/${name}`
-  return own.href
-})
+/** The url of an empty database on a server, for as long as the scope. */
+export const databaseOn = (serverUrl: string): Effect.Effect<string, never, Scope.Scope> =>
+  Effect.gen(function* () {
+    const url = new URL(serverUrl)
+    const run = (statement: string) =>
+      SqlClient.SqlClient.use((sql) => sql.unsafe(statement)).pipe(
+        Effect.provide(PgClient.layer({ url: Redacted.make(url.href), maxConnections: 1 })),
+        Effect.orDie
+      )
+    const name = `cohort_${globalThis.crypto.randomUUID().replaceAll("-", "")}`
+    yield* Effect.acquireRelease(run(`CREATE DATABASE ${name}`), () => run(`DROP DATABASE ${name} WITH (FORCE)`))
+    const own = new URL(url)
+    own.pathname = `/${name}`
+    return own.href
+  })
+
+/** An empty database on the server that tests share. For tests that leave the server alone. */
+export const database: Effect.Effect<string, never, Scope.Scope> = Effect.flatMap(sharedUrl, databaseOn)

@@ -1,0 +1,14 @@
+/** The servers of these benchmarks: those of the environment, or private ones that die with this process. */
+import * as Effect from "effect/Effect"
+import * as Scope from "effect/Scope"
+import * as PostgresServer from "../../test/servers/PostgresServer.ts"
+
+export { url as redisUrl } from "../redis/server.ts"
+
+/** It waits for the disk, as in earnest: a commit costs what it costs. */
+export const databaseUrl = (): Promise<string> =>
+  Effect.runPromise(
+    Effect.flatMap(Scope.make(), (scope) =>
+      Scope.provide(PostgresServer.make({ settings: { fsync: "on", shared_buffers: "128MB" } }), scope)
+    ).pipe(Effect.map((server) => server.url))
+  )
