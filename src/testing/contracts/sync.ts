@@ -10,7 +10,7 @@ import * as SchemaGetter from "effect/SchemaGetter"
 import * as Scope from "effect/Scope"
 import { Metrics, PubSub, SyncMessage, Topic } from "../../index.ts"
 import type { Backend, TestInstance } from "./Backend.ts"
-import { counting, describeOn, support } from "./support.ts"
+import { counting, describeOn, eventually, support } from "./support.ts"
 
 const Changes = SyncMessage.make("changes", Schema.String)
 /** The same without debounce, for tests that count messages. */
@@ -375,6 +375,105 @@ export const suite = (backend: Backend): void => {
           yield* backend.advance("1 second")
           assert.strictEqual(count(events, resynced), 1)
           assert.strictEqual(events[0], "held")
+        }))
+
+      test("a thousand gaps while one runs cause one more", (cluster) =>
+        Effect.gen(function* () {
+          const a = yield* cluster.instance()
+          const b = yield* cluster.instance()
+          const gate = yield* Latch.make(true)
+          let begun = 0
+          let ended = 0
+          const handled: Array<string> = []
+          yield* b.run(
+            SyncMessage.subscribe(Direct, {
+              handle: (text) => Effect.sync(() => handled.push(text)),
+              resync: Effect.suspend(() => {
+                begun++
+                return Effect.andThen(
+                  gate.await,
+                  Effect.sync(() => ended++)
+                )
+              })
+            })
+          )
+          yield* gate.close
+          // Each by a sender that nobody had heard of.
+          const Raw = Topic.make(
+            "direct",
+            Schema.Struct({ from: Schema.String, number: Schema.Int, data: Schema.String }),
+            "sync"
+          )
+          const from = (i: number) => a.run(PubSub.publish(Raw, { from: `${i}`, number: 1, data: `${i}` }))
+          yield* from(0)
+          yield* waitFor(() => begun === 1, "the first resync")
+          yield* Effect.forEach(
+            Array.from({ length: 1_000 }, (_, i) => i + 1),
+            from,
+            { concurrency: 100 }
+          )
+          const heard = Effect.map(b.run(SyncMessage.status), ({ receivers }) => Object.keys(receivers[0]!.last).length)
+          yield* eventually(
+            backend,
+            Effect.map(heard, (senders) => senders === 1_001),
+            "a thousand gaps"
+          )
+          yield* gate.open
+          yield* waitFor(() => handled.length === 1_001, "all messages")
+          yield* backend.advance("1 second")
+          assert.deepStrictEqual({ begun, ended }, { begun: 2, ended: 2 })
+        }))
+
+      test("status tells what was sent and heard, and of a resync that fails, since when, how often and why", (cluster) =>
+        Effect.gen(function* () {
+          const a = yield* cluster.instance()
+          const b = yield* cluster.instance()
+          let broken = false
+          const events: Array<string> = []
+          yield* b.run(
+            SyncMessage.subscribe(Direct, {
+              handle: (text) => Effect.sync(() => events.push(text)),
+              resync: Effect.suspend(() =>
+                broken ? Effect.fail("no store") : Effect.sync(() => events.push(resynced))
+              )
+            })
+          )
+          const status = (instance: TestInstance) => instance.run(SyncMessage.status)
+          assert.deepStrictEqual(yield* status(b), {
+            sent: {},
+            receivers: [{ channel: "direct", last: {}, resync: undefined }]
+          })
+          yield* introduce(a, [events])
+          yield* publish(a, "two")
+          yield* waitFor(() => events.includes("two"), "the message")
+          assert.deepStrictEqual(yield* status(a), { sent: { direct: 2 }, receivers: [] })
+          assert.deepStrictEqual((yield* status(b)).receivers, [
+            { channel: "direct", last: { [a.id]: 2 }, resync: undefined }
+          ])
+
+          broken = true
+          yield* b.disconnect
+          yield* b.reconnect
+          const resync = Effect.map(status(b), ({ receivers }) => receivers[0]!.resync)
+          yield* eventually(
+            backend,
+            Effect.map(resync, (found) => (found?.failures ?? 0) >= 2),
+            "failures"
+          )
+          const failing = yield* resync
+          assert.strictEqual(failing?.lastError, "no store")
+          yield* eventually(
+            backend,
+            Effect.map(resync, (found) => (found?.failures ?? 0) > failing!.failures),
+            "one more"
+          )
+          assert.deepStrictEqual((yield* resync)?.since, failing?.since)
+          broken = false
+          yield* eventually(
+            backend,
+            Effect.map(resync, (found) => found === undefined),
+            "its end"
+          )
         }))
 
       test("one that fails or dies is logged, counted, and retried with backoff until it succeeds", (cluster, logs) =>
