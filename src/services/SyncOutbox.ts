@@ -161,7 +161,7 @@ export const make = (
       }
     })
 
-    yield* Effect.catch(look, (error) => Effect.logWarning("Cannot look into the outbox", error)).pipe(
+    yield* Effect.catchCause(look, (cause) => Effect.logWarning("Cannot look into the outbox", cause)).pipe(
       Effect.delay(interval),
       Effect.forever,
       Effect.forkScoped

@@ -384,6 +384,37 @@ describe("SyncOutbox", () => {
     60_000
   )
 
+  it.live("large rows go in parts, without a pause", () =>
+    Effect.gen(function* () {
+      const sql = yield* Effect.flatMap(PostgresServer.database, connect)
+      const outbox = yield* outboxOn(sql, { interval: "1 hour" })
+      const parts: Array<number> = []
+      const { write } = yield* outbox.open({
+        app: "test",
+        kind: "sync",
+        instance: "a",
+        send: (_, rows) =>
+          Effect.sync(() => {
+            parts.push(rows.length)
+            return rows.map(() => undefined)
+          }),
+        probe: () => Effect.succeed(true),
+        onAside: () => Effect.void
+      })
+      const large = JSON.stringify("x".repeat(300_000))
+      const say = (message: string) => write({ channel: "c", message, payload: large })
+      yield* sql.withTransaction(Effect.forEach(texts(5), say))
+      const sent = () => parts.reduce((sum, part) => sum + part, 0)
+      yield* Effect.promise(() =>
+        PostgresServer.waitUntil(
+          () => sent() === 5,
+          () => `sent: ${parts}`
+        )
+      )
+      assert.deepStrictEqual(parts, [2, 2, 1])
+    })
+  )
+
   it.live("is on PostgreSQL, and says so; a wrong interval is named", () =>
     Effect.gen(function* () {
       const sqlite = yield* SqlClient.make({

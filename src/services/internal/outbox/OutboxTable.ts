@@ -49,8 +49,8 @@ export interface OutboxTable {
    * nothing for `idle` milliseconds meanwhile, frozen perhaps, loses it.
    */
   readonly lock: (address: Address, idle: number) => Effect.Effect<boolean, SqlError>
-  /** The first rows, in order: at most `max`, and no more text than `characters`, but for the first. */
-  readonly head: (address: Address, max: number, characters: number) => Effect.Effect<ReadonlyArray<Row>, SqlError>
+  /** The first rows, in order: at most `max`, and no more text than `bytes`, but for the first. */
+  readonly head: (address: Address, max: number, bytes: number) => Effect.Effect<ReadonlyArray<Row>, SqlError>
   readonly remove: (ids: ReadonlyArray<string>) => Effect.Effect<unknown, SqlError>
   /** Counts a failure; `aside` takes the row out of the way. */
   readonly fail: (id: string, error: string, aside: boolean) => Effect.Effect<unknown, SqlError>
@@ -99,7 +99,7 @@ const postgres = (client: SqlClient.SqlClient): OutboxTable => {
           pg_try_advisory_xact_lock(hashtextextended(${JSON.stringify(["cohort_outbox", app, kind, channel])}, 0)) AS locked`,
         (rows) => rows[0]!.locked
       ),
-    head: ({ app, channel, kind }, max, characters) =>
+    head: ({ app, channel, kind }, max, bytes) =>
       sql<Row>`SELECT id::text, message, origin, payload, failures,
           (extract(epoch FROM clock_timestamp() - written_at) * 1000)::float8 AS age
         FROM (
@@ -110,7 +110,7 @@ const postgres = (client: SqlClient.SqlClient): OutboxTable => {
             ORDER BY position LIMIT ${max}
           ) AS first
         ) AS measured
-        WHERE before < ${characters}
+        WHERE before < ${bytes}
         ORDER BY position`,
     remove: (ids) => sql`DELETE FROM cohort_outbox WHERE id = ANY (${ids}::bigint[])`,
     fail: (id, error, aside) =>

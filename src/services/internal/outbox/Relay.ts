@@ -49,7 +49,7 @@ export interface Relay {
 /** Rows read at once. */
 const batch = 500
 /** And how much of their text. */
-const batchCharacters = 512 * 1024
+const batchBytes = 512 * 1024
 /** A row that fails so often, while others do not, is set aside. */
 const maxFailures = 5
 /** Who holds a channel and does nothing on it for so long, in milliseconds, loses it; longer than brokers may take. */
@@ -75,6 +75,8 @@ interface Channel {
   /** How many rows to take: one by one after a failure, to find the one that is to blame. */
   size: number
   draining: boolean
+  /** Whether it is being sent right now: worth waiting for. */
+  sending: boolean
   /** Whether to look again. */
   again: boolean
 }
@@ -90,7 +92,7 @@ export const make = (
     const runFork = Effect.runForkWith(yield* Effect.context<never>())
     const permits = yield* Semaphore.make(concurrency)
     const channels = new Map<string, Channel>()
-    const running = new Set<Fiber.Fiber<void>>()
+    const running = new Map<Fiber.Fiber<void>, Channel>()
     let closing = false
 
     /** Counts the failures of a row, and sets it aside in the end. */
@@ -111,7 +113,8 @@ export const make = (
         const address = { app, kind, channel: channel.name }
         const lockedAt = yield* Clock.monotonicTimeNanos
         if (!(yield* table.lock(address, lockIdle))) return yield* new Busy()
-        const rows = yield* table.head(address, channel.size, batchCharacters)
+        channel.sending = true
+        const rows = yield* table.head(address, channel.size, batchBytes)
         if (rows.length === 0) return { failure: undefined, gone: 0, more: false }
 
         const unsent = rows.filter(({ id }) => !channel.sent.has(id))
@@ -136,7 +139,10 @@ export const make = (
             }
           }
         }
-        return { failure, gone: gone.length, more: rows.length === channel.size || channel.size < batch }
+        // UTF-8 takes at most three bytes for each of JavaScript's characters.
+        const bytes = rows.reduce((sum, { payload }) => sum + 3 * payload.length, 0)
+        const more = rows.length === channel.size || channel.size < batch || bytes >= batchBytes
+        return { failure, gone: gone.length, more }
       }).pipe(
         sql.withTransaction,
         Effect.tap(({ failure, gone }) => {
@@ -153,6 +159,7 @@ export const make = (
           duration: 2 * lockIdle,
           orElse: () => Effect.fail(new Unavailable({ backend: "outbox", detail: "relaying took too long" }))
         }),
+        Effect.onExit(() => Effect.sync(() => (channel.sending = false))),
         permits.withPermit
       )
 
@@ -193,13 +200,14 @@ export const make = (
           sent: new Set<string>(),
           size: batch,
           draining: false,
+          sending: false,
           again: false
         }))
         channel.again = true
         if (channel.draining) return
         channel.draining = true
         const fiber = runFork(run(channel))
-        running.add(fiber)
+        running.set(fiber, channel)
         fiber.addObserver(() => running.delete(fiber))
       })
 
@@ -207,9 +215,10 @@ export const make = (
     yield* Effect.addFinalizer(() =>
       Effect.suspend(() => {
         closing = true
+        const sending = [...running].filter(([, channel]) => channel.sending).map(([fiber]) => fiber)
         return Effect.andThen(
-          Effect.timeoutOption(Fiber.awaitAll([...running]), stopGrace),
-          Effect.suspend(() => Fiber.interruptAll([...running]))
+          Fiber.interruptAll([...running.keys()].filter((fiber) => !sending.includes(fiber))),
+          Effect.andThen(Effect.timeoutOption(Fiber.awaitAll(sending), stopGrace), Fiber.interruptAll(sending))
         )
       })
     )
