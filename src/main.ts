@@ -12,6 +12,7 @@ import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Path from "effect/Path"
 import * as References from "effect/References"
 import * as Schema from "effect/Schema"
@@ -20,6 +21,7 @@ import * as Demo from "./host/Demo.ts"
 import * as Host from "./host/Host.ts"
 import { describe, ofConfig, Refused } from "./host/Refused.ts"
 import * as Report from "./host/Report.ts"
+import * as Settings from "./host/settings.ts"
 import * as Cohort from "./layers/Cohort.ts"
 import * as MemoryHub from "./layers/memory/MemoryHub.ts"
 import { CsvFiles } from "./plugins/data-source-main/index.ts"
@@ -42,9 +44,9 @@ const instanceNames = (count: number): ReadonlyArray<string> =>
 
 const instances = (minimum: number) =>
   Flag.Int("instances").pipe(
-    Flag.withDescription("How many instances to run"),
+    Flag.withDescription("How many instances to run; default: COHORT_INSTANCES, or 3"),
     Flag.withSchema(Schema.Int.check(Schema.isBetween({ minimum, maximum: 64 }))),
-    Flag.withDefault(3)
+    Flag.optional
   )
 const backendNames = Cohort.backends.join(", ").replace(/, (\w+)$/, " or $1")
 // Any text is taken here: the parser would answer a wrong one with the whole help.
@@ -56,13 +58,13 @@ const backend = Flag.String("backend").pipe(
   Flag.withDefault("")
 )
 const app = Flag.String("app").pipe(
-  Flag.withDescription("Name of the application"),
+  Flag.withDescription("Name of the application; default: COHORT_APP, or cohort-host"),
   Flag.withSchema(Schema.NonEmptyString),
-  Flag.withDefault("cohort-host")
+  Flag.optional
 )
 const files = Flag.String("files").pipe(
   Flag.withDescription(
-    "Directory of the CSV files that may be imported; default: the data of the vega-datasets package"
+    "Directory of the CSV files that may be imported; default: COHORT_FILES, or the data of the vega-datasets package"
   ),
   Flag.withDefault("")
 )
@@ -113,17 +115,22 @@ const inWords = ({ cache, lock, pubsub, queue }: Cohort.Backends): string =>
 /** Starts instances that share this process's memory, or processes that share servers. */
 const startAll = (options: {
   readonly backend: string
-  readonly app: string
-  readonly instances: number
-  readonly port: number
+  readonly app: Option.Option<string>
+  readonly instances: Option.Option<number>
+  readonly port: Option.Option<number>
   readonly files: string
   readonly isDemo: boolean
 }): Effect.Effect<Running, unknown, Scope.Scope | NodeServices.NodeServices> =>
   Effect.gen(function* () {
     const backends = yield* backendsOf(options.backend)
-    const directory = yield* directoryOf(options.files)
-    const names = instanceNames(options.instances)
-    const { app, port } = options
+    const settings = yield* Settings.read
+    const directory = yield* directoryOf(options.files === "" ? (settings.files ?? "") : options.files)
+    const names = instanceNames(Option.getOrElse(options.instances, () => settings.instances ?? 3))
+    if (options.isDemo && names.length < 2) {
+      return yield* new Refused({ detail: `${Settings.hostSettings.instances.name}: the demo needs two or more` })
+    }
+    const port = options.isDemo ? 0 : Option.getOrElse(options.port, () => settings.port ?? 3_000)
+    const app = options.isDemo ? "cohort-demo" : Option.getOrElse(options.app, () => settings.app ?? "cohort-host")
     if (Object.values(backends).some((backend) => backend !== "memory")) {
       const Supervisor = yield* Effect.promise(() => import("./host/Supervisor.ts"))
       const { failed, instances, servers } = yield* Supervisor.start({
@@ -137,6 +144,7 @@ const startAll = (options: {
       })
       return { instances, where: `on ${inWords(backends)} (${servers}), a process each`, failed }
     }
+    const shared = yield* Effect.mapError(Cohort.config, ofConfig)
     const hub = yield* MemoryHub.make
     const stores = Layer.succeedContext(
       yield* Layer.build(Layer.mergeAll(Host.storesMemory, CsvFiles.layerDirectory(directory)))
@@ -145,7 +153,7 @@ const startAll = (options: {
       Host.start({
         id,
         port: port === 0 ? 0 : port + i,
-        services: Layer.merge(Cohort.layerMemory({ app, id, hub }), stores)
+        services: Layer.merge(Cohort.layerMixed({ ...shared, ...backends, app, id, hub }), stores)
       })
     )
     return { instances, where: "on the memory backend", failed: Effect.never }
@@ -159,9 +167,11 @@ const start = Command.make(
     app,
     files,
     port: Flag.Int("port").pipe(
-      Flag.withDescription("Port of the first instance; the others follow. 0 takes free ones"),
+      Flag.withDescription(
+        "Port of the first instance; the others follow. 0 takes free ones; default: COHORT_PORT, or 3000"
+      ),
       Flag.withSchema(Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 65_000 }))),
-      Flag.withDefault(3000)
+      Flag.optional
     )
   },
   (options) =>
@@ -183,7 +193,7 @@ const start = Command.make(
 const demo = Command.make("demo", { backend, instances: instances(2), files }, (options) =>
   Effect.scoped(
     Effect.gen(function* () {
-      const running = yield* startAll({ ...options, app: "cohort-demo", port: 0, isDemo: true })
+      const running = yield* startAll({ ...options, app: Option.none(), port: Option.none(), isDemo: true })
       yield* Console.log(`Cohort demo: ${running.instances.length} instances ${running.where}`)
       for (const { id, url } of running.instances) yield* Console.log(`  ${id}  ${url}`)
       const report = Report.make({ terminal: process.stdout.isTTY === true })
@@ -216,7 +226,9 @@ const instance = Command.make(
 Command.make("cohort").pipe(
   Command.withDescription("Three plugins on Cohort"),
   Command.withSubcommands([start, demo, instance]),
-  Command.run({ version: "0.1.0" }),
+  Command.run({ version: "0.2.0" }),
+  Effect.provide(Settings.layer),
+  reported,
   Effect.provide(NodeServices.layer),
   NodeRuntime.runMain
 )

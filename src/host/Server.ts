@@ -58,7 +58,7 @@ export const make = (kind: Kind): Effect.Effect<Server, Refused, PrivateServer.R
     }
     const { ended, url } = yield* kind.start
     const [first, ...rest] = kind.variables
-    const none = Object.fromEntries([...rest, ...kind.others].map((name) => [name, undefined]))
+    const none = Object.fromEntries([...rest, ...kind.others].map((name) => [name, ""]))
     return {
       where: `a private ${kind.binary}`,
       isPrivate: true,

@@ -14,18 +14,21 @@
 import * as Config from "effect/Config"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Option from "effect/Option"
+import * as Result from "effect/Result"
 import * as Cache from "../services/Cache.ts"
 import type { CacheStore } from "../services/CacheStore.ts"
+import { Defaults } from "../services/Defaults.ts"
 import * as EventQueue from "../services/EventQueue.ts"
 import type { EventQueueStore } from "../services/EventQueueStore.ts"
 import * as Instance from "../services/Instance.ts"
+import * as Setting from "../services/internal/setting.ts"
 import * as Lock from "../services/Lock.ts"
 import type { LockStore } from "../services/LockStore.ts"
 import * as PubSub from "../services/PubSub.ts"
 import type { PubSubTransport } from "../services/PubSubTransport.ts"
 import type { InvalidInput, Unavailable } from "../services/Reason.ts"
 import * as SyncMessage from "../services/SyncMessage.ts"
+import * as WorkerMode from "../services/WorkerMode.ts"
 import type { AmqpConnection } from "./amqp/AmqpConnection.ts"
 import * as AmqpOptions from "./amqp/AmqpOptions.ts"
 import * as MemoryCacheStore from "./memory/MemoryCacheStore.ts"
@@ -192,6 +195,8 @@ export interface BackendOptions {
 export interface MixedOptions extends MemoryOptions, BackendOptions {
   readonly redis?: RedisOptions.RedisOptions | undefined
   readonly amqp?: AmqpOptions.AmqpOptions | undefined
+  /** What applies where a caller says nothing. */
+  readonly defaults?: Defaults | undefined
 }
 
 type StoreLayer<Store> = Layer.Layer<Store, InvalidInput | Unavailable, Instance.Instance>
@@ -257,6 +262,7 @@ export const layerMixed = (
       const stores: Partial<Record<Backend, StoreLayers>> = {}
       for (const backend of new Set<Backend>(Object.values(chosen))) stores[backend] = yield* load[backend](options)
       return layer.pipe(
+        Layer.provide(Layer.succeed(Defaults, options.defaults ?? {})),
         Layer.provide([
           stores[chosen.cache]!.cache,
           stores[chosen.lock]!.lock,
@@ -279,8 +285,48 @@ export const backendsOf = ({ backend = "memory", cache, lock, pubsub, queue }: B
   pubsub: pubsub ?? backend
 })
 
-const optional = <A>(setting: Config.Config<A>): Config.Config<A | undefined> =>
-  Config.map(Config.option(setting), Option.getOrUndefined)
+const backend = Setting.choice(backends)
+
+/** Which backend each primitive runs on. */
+export const backendSettings = {
+  backend: backend("COHORT_BACKEND", "`memory`", "Backend of every primitive that has none of its own"),
+  cache: backend("COHORT_CACHE", "`COHORT_BACKEND`", "Backend of caches"),
+  lock: backend("COHORT_LOCK", "`COHORT_BACKEND`", "Backend of locks"),
+  queue: backend("COHORT_QUEUE", "`COHORT_BACKEND`", "Backend of queues"),
+  pubsub: backend("COHORT_PUBSUB", "`COHORT_BACKEND`", "Backend of broadcast and sync messages")
+}
+
+/** Who this instance is, and what it does. */
+export const instanceSettings = {
+  app: Setting.text(
+    "COHORT_APP",
+    "`app`; of the host: `cohort-host`",
+    "Name of the application; two of them share a server unseen"
+  ),
+  id: Setting.text("COHORT_INSTANCE", "random", "Id of the instance, unique per start"),
+  version: Setting.text("COHORT_VERSION", "`0`", "Version of the application, as other instances see it"),
+  workerMode: Setting.text(
+    "WORKER_MODE",
+    "empty: everything",
+    "`!` requests only, `*` all background work, `-` nothing, `a,b` these services' work, `!,a` requests and this"
+  )
+}
+
+/** What applies where a caller says nothing. */
+export const defaultSettings = {
+  lockTtl: Setting.duration("COHORT_LOCK_TTL", "`30 seconds`", "How long a dead holder blocks a lock"),
+  queueLease: Setting.duration("COHORT_QUEUE_LEASE", "`30 seconds`", "After which a silent worker has lost its jobs"),
+  queueConcurrency: Setting.count(1, 10_000)(
+    "COHORT_QUEUE_CONCURRENCY",
+    "1",
+    "How many jobs a subscription runs at a time"
+  ),
+  shutdownTimeout: Setting.duration(
+    "COHORT_SHUTDOWN_TIMEOUT",
+    "`30 seconds`",
+    "How long running jobs may take to end when an instance stops"
+  )
+}
 
 /**
  * The backends that the environment names: `COHORT_BACKEND` (`memory`, the default, `redis` or `amqp`) for every
@@ -288,18 +334,12 @@ const optional = <A>(setting: Config.Config<A>): Config.Config<A | undefined> =>
  *
  * @since 0.2.0
  */
-export const backendConfig: Config.Config<BackendOptions> = Config.all({
-  backend: optional(Config.Literals(backends, "COHORT_BACKEND")),
-  cache: optional(Config.Literals(backends, "COHORT_CACHE")),
-  lock: optional(Config.Literals(backends, "COHORT_LOCK")),
-  queue: optional(Config.Literals(backends, "COHORT_QUEUE")),
-  pubsub: optional(Config.Literals(backends, "COHORT_PUBSUB"))
-})
+export const backendConfig: Config.Config<BackendOptions> = Setting.all(backendSettings)
 
 /**
- * The options that the environment gives: what {@link backendConfig} reads, `COHORT_APP` (default `app`) and
- * `COHORT_INSTANCE` (default: random); and, for a backend that is used, what `RedisOptions.config` (`REDIS_URL`, …) and
- * `AmqpOptions.config` (`AMQP_URL`, …) read.
+ * The options that the environment gives: what {@link backendConfig} reads, `COHORT_APP`, `COHORT_INSTANCE`,
+ * `WORKER_MODE`, the defaults of locks and queues; and, for a backend that is used, what `RedisOptions.config`
+ * (`REDIS_URL`, …) and `AmqpOptions.config` (`AMQP_URL`, …) read. All of them are in `docs/configuration.md`.
  *
  * @since 0.2.0
  */
@@ -307,12 +347,18 @@ export const config: Config.Config<MixedOptions> = Config.flatMap(backendConfig,
   const used = Object.values(backendsOf(chosen))
   return Config.map(
     Config.all({
-      app: optional(Config.String("COHORT_APP")),
-      id: optional(Config.String("COHORT_INSTANCE")),
+      instance: Config.flatMap(
+        Setting.all(instanceSettings),
+        Setting.refuse<Instance.Options>(
+          (options) => Result.getOrUndefined(Result.flip(WorkerMode.parse(options.workerMode ?? ""))),
+          () => instanceSettings.workerMode.name
+        )
+      ),
+      defaults: Setting.all(defaultSettings),
       redis: used.includes("redis") ? RedisOptions.config : Config.succeed(undefined),
       amqp: used.includes("amqp") ? AmqpOptions.config : Config.succeed(undefined)
     }),
-    (options): MixedOptions => ({ ...chosen, ...options })
+    ({ instance, ...options }): MixedOptions => ({ ...chosen, ...instance, ...options })
   )
 })
 

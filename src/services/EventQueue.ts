@@ -42,6 +42,7 @@ import * as Layer from "effect/Layer"
 import type * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
+import { Defaults } from "./Defaults.ts"
 import { type DeadJob, type DeathReason, type Depth, EventQueueStore, type NewJob } from "./EventQueueStore.ts"
 import { Instance } from "./Instance.ts"
 import * as AfterCommit from "./internal/afterCommit.ts"
@@ -302,6 +303,7 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
     const store = yield* EventQueueStore
     const { app, id: instance } = yield* Instance
     const timers = yield* Timers.make
+    const defaults = yield* Defaults
     const afterCommit = yield* AfterCommit.make(wrapError)
     const countSent = yield* Counts.make(Metrics.sent)
     const countConsumed = yield* Counts.make(Metrics.consumed)
@@ -423,7 +425,7 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
             durations: durations(attributes),
             ended: (outcome) => countConsumed({ ...attributes, "cohort.outcome": outcome })
           }
-          return Effect.mapError(QueueWorker.run(store, timers, address(job), job, options, seen), wrapError)
+          return Effect.mapError(QueueWorker.run(store, timers, address(job), job, options, defaults, seen), wrapError)
         }),
 
       depth: (job) => valid(job, () => operation("depth", job, store.depth(address(job)))),

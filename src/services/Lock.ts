@@ -34,6 +34,7 @@ import * as Metric from "effect/Metric"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
+import { Defaults } from "./Defaults.ts"
 import { Instance } from "./Instance.ts"
 import { awaitStop } from "./internal/fibers.ts"
 import { settled } from "./internal/settled.ts"
@@ -324,6 +325,7 @@ interface Env {
 export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | Scope.Scope> = Effect.gen(function* () {
   const store = yield* LockStore
   const { app, id } = yield* Instance
+  const defaults = yield* Defaults
   const timers = yield* Timers.make
   const runFork = Effect.runForkWith(yield* Effect.context<never>())
   const env: Env = { instance: id, store, timers, runFork }
@@ -341,7 +343,7 @@ export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | 
     options: LeaseOptions | undefined,
     request: (ttl: number) => Effect.Effect<Grant | undefined, Unavailable>
   ): Effect.Effect<Held | undefined, LockError, Scope.Scope> => {
-    const ttl = ttlOf(options)
+    const ttl = ttlOf(options, defaults)
     const invalid = Validate.lockKey(key) ?? Validate.invalidOf(ttl)
     if (invalid !== undefined) return fail(invalid)
     return Effect.flatMap(Effect.mapError(span(key, request(ttl as number)), wrapError), (grant) => {
@@ -388,7 +390,7 @@ export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | 
       options?: LeaseOptions
     ) =>
       Effect.withFiber<A, E | LockError, R>((caller) => {
-        const ttl = ttlOf(options)
+        const ttl = ttlOf(options, defaults)
         const invalid = Validate.lockKey(key) ?? Validate.invalidOf(ttl)
         if (invalid !== undefined) return fail(invalid)
         const guard: Guard<A, E, R> = { env, caller, interruptible: isInterruptible(caller), work }
@@ -412,8 +414,10 @@ export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | 
 const fail = (reason: InvalidInput | Unavailable | LockLost) => Effect.fail(new LockError({ reason }))
 const wrapError = (reason: Unavailable) => new LockError({ reason })
 
-const ttlOf = (options: LeaseOptions | undefined): number | InvalidInput =>
-  options?.ttl === undefined ? defaultTtl : Validate.millis("ttl", options.ttl)
+const ttlOf = (options: LeaseOptions | undefined, { lockTtl }: Defaults): number | InvalidInput => {
+  const ttl = options?.ttl ?? lockTtl
+  return ttl === undefined ? defaultTtl : Validate.millis("ttl", ttl)
+}
 
 /** Whether a fiber can be interrupted where it stands. */
 const isInterruptible = (fiber: Fiber.Fiber<unknown, unknown>): boolean =>

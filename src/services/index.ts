@@ -6,6 +6,7 @@
 export * as Cache from "./Cache.ts"
 export * as CacheStore from "./CacheStore.ts"
 export * as CronJob from "./CronJob.ts"
+export * as Defaults from "./Defaults.ts"
 export * as EventQueue from "./EventQueue.ts"
 export * as EventQueueStore from "./EventQueueStore.ts"
 export * as Instance from "./Instance.ts"

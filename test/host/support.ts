@@ -21,9 +21,13 @@ export interface Main {
 }
 
 /** With the environment as it is, except for `env`; `undefined` takes a variable away. */
-export const mainWith = (env: Record<string, string | undefined>, ...args: ReadonlyArray<string>): Main => {
+export const mainWith = (env: Record<string, string | undefined>, ...args: ReadonlyArray<string>): Main =>
+  mainIn(root, env, ...args)
+
+/** In another working directory. */
+export const mainIn = (cwd: string, env: Record<string, string | undefined>, ...args: ReadonlyArray<string>): Main => {
   const child = spawn(process.execPath, [path.join(root, "src", "main.ts"), ...args], {
-    cwd: root,
+    cwd,
     env: { ...process.env, ...env }
   })
   children.push(child)

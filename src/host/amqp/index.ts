@@ -20,12 +20,9 @@ import * as PrivateRabbit from "./PrivateRabbit.ts"
 const options: Effect.Effect<AmqpOptions.AmqpOptions, Refused> = AmqpOptions.config.pipe(Effect.mapError(ofConfig))
 
 /** `AMQP_URL: …` of what a layer on RabbitMQ fails with. */
-const refused = (variable: string, error: InvalidInput | Unavailable): Refused =>
+const refused = (variable: string, { message }: InvalidInput | Unavailable): Refused =>
   new Refused({
-    detail:
-      error._tag === "InvalidInput"
-        ? `AMQP_${error.field.split(".")[0]!.toUpperCase()}: ${error.detail}`
-        : `${variable}: ${error.message.replace(noVhost, "the vhost is not there, or not open to this user")}`
+    detail: `${variable}: ${message.replace(noVhost, "the vhost is not there, or not open to this user")}`
   })
 
 /** How amqplib tells of it. */

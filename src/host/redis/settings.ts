@@ -8,7 +8,6 @@ import * as References from "effect/References"
 import * as Stream from "effect/Stream"
 import * as RedisConnection from "../../layers/redis/RedisConnection.ts"
 import * as RedisOptions from "../../layers/redis/RedisOptions.ts"
-import type { InvalidInput, Unavailable } from "../../services/Reason.ts"
 import { ofConfig, Refused } from "../Refused.ts"
 import type * as Server from "../Server.ts"
 import * as PrivateRedis from "./PrivateRedis.ts"
@@ -16,27 +15,14 @@ import * as PrivateRedis from "./PrivateRedis.ts"
 /** The options of the environment. */
 const options: Effect.Effect<RedisOptions.RedisOptions, Refused> = RedisOptions.config.pipe(Effect.mapError(ofConfig))
 
-/** `REDIS_URL: …` of what a layer on Redis fails with. */
-const refused = (variable: string, error: InvalidInput | Unavailable): Refused =>
-  new Refused({
-    detail:
-      error._tag === "InvalidInput" ? `${variableOf(error.field)}: ${error.detail}` : `${variable}: ${error.message}`
-  })
-
-const variableOf = (field: string): string =>
-  field === "sentinel.master"
-    ? "REDIS_SENTINEL_MASTER"
-    : field.startsWith("sentinel")
-      ? "REDIS_SENTINELS"
-      : field.startsWith("cluster")
-        ? "REDIS_CLUSTER"
-        : `REDIS_${field.toUpperCase()}`
-
 /** Connects once, to know. */
 const check = (variable: string): Effect.Effect<void, Refused> =>
   Effect.gen(function* () {
     const found = yield* options
-    yield* Effect.mapError(Layer.build(RedisConnection.layer(found)), (error) => refused(variable, error))
+    yield* Effect.mapError(
+      Layer.build(RedisConnection.layer(found)),
+      (error) => new Refused({ detail: `${variable}: ${error.message}` })
+    )
   }).pipe(
     Effect.scoped,
     // The error tells what the connection would warn of.

@@ -8,6 +8,7 @@ import * as Config from "effect/Config"
 import * as Duration from "effect/Duration"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
+import * as Setting from "../../services/internal/setting.ts"
 import * as Validate from "../../services/internal/validate.ts"
 import { InvalidInput } from "../../services/Reason.ts"
 
@@ -66,46 +67,35 @@ export const defaultReconnect: Schedule.Schedule<unknown> = Schedule.min([
   Schedule.spaced("2 seconds")
 ]).pipe(Schedule.jittered)
 
+/** What the environment says. */
+export const settings = {
+  url: Setting.secret(
+    "AMQP_URL",
+    "`amqp://guest:guest@127.0.0.1:5672`",
+    "`amqp://user:password@host:port/vhost`; `amqps://` for TLS"
+  ),
+  nodes: Setting.addresses("AMQP_NODES", "the url's", "Nodes of a cluster, tried in turn, instead of the url's"),
+  vhost: Setting.text("AMQP_VHOST", "the url's, or `/`", "Virtual host"),
+  username: Setting.text("AMQP_USERNAME", "the url's, or `guest`", "User"),
+  password: Setting.secret("AMQP_PASSWORD", "the url's, or `guest`", "Password"),
+  tls: Setting.boolean("AMQP_TLS", "the url's", "Whether to use TLS"),
+  timeout: Setting.duration("AMQP_TIMEOUT", "`5 seconds`", "Within which every operation ends, connected or not"),
+  heartbeat: Setting.duration(
+    "AMQP_HEARTBEAT",
+    "`5 seconds`",
+    "How often each side says that it is alive; a silent one is taken for dead after two to three of them"
+  )
+}
+
 /**
  * The options that the environment gives: `AMQP_URL`, or `AMQP_NODES` (`host:port,…`); with `AMQP_VHOST`,
- * `AMQP_USERNAME`, `AMQP_PASSWORD`, `AMQP_TLS` (`true`), `AMQP_TIMEOUT`, `AMQP_HEARTBEAT`.
+ * `AMQP_USERNAME`, `AMQP_PASSWORD`, `AMQP_TLS` (`true`), `AMQP_TIMEOUT`, `AMQP_HEARTBEAT`. What is wrong fails, named.
  *
  * @since 0.2.0
  */
-export const config: Config.Config<AmqpOptions> = Config.map(
-  Config.all({
-    url: Config.option(Config.Redacted("AMQP_URL")),
-    nodes: Config.option(Config.String("AMQP_NODES")),
-    vhost: Config.option(Config.String("AMQP_VHOST")),
-    username: Config.option(Config.String("AMQP_USERNAME")),
-    password: Config.option(Config.Redacted("AMQP_PASSWORD")),
-    tls: Config.option(Config.Boolean("AMQP_TLS")),
-    timeout: Config.option(Config.Duration("AMQP_TIMEOUT")),
-    heartbeat: Config.option(Config.Duration("AMQP_HEARTBEAT"))
-  }),
-  ({ heartbeat, nodes, password, timeout, tls, url, username, vhost }): AmqpOptions => ({
-    ...(url._tag === "Some" && { url: url.value }),
-    ...(nodes._tag === "Some" && { nodes: addresses(nodes.value) }),
-    ...(vhost._tag === "Some" && { vhost: vhost.value }),
-    ...(username._tag === "Some" && { username: username.value }),
-    ...(password._tag === "Some" && { password: password.value }),
-    ...(tls._tag === "Some" && { tls: tls.value }),
-    ...(timeout._tag === "Some" && { timeout: timeout.value }),
-    ...(heartbeat._tag === "Some" && { heartbeat: heartbeat.value })
-  })
+export const config: Config.Config<AmqpOptions> = Config.flatMap(Setting.all(settings), (options) =>
+  Setting.refuse<AmqpOptions>(read, (field) => `AMQP_${field.split(".")[0]!.toUpperCase()}`)(options)
 )
-
-/** `host:port,host:port`; an IPv6 host stands in brackets. */
-const addresses = (list: string): ReadonlyArray<Address> =>
-  list
-    .split(",")
-    .map((address) => address.trim())
-    .filter((address) => address !== "")
-    .map((address) => {
-      const port = /:(\d+)$/.exec(address)
-      const host = (port === null ? address : address.slice(0, port.index)).replace(/^\[(.*)\]$/, "$1")
-      return { host, port: port === null ? undefined : Number(port[1]) }
-    })
 
 /** Options read: what amqplib takes, and what the connection itself needs. */
 export interface Settings {

@@ -9,6 +9,7 @@ import type * as Duration from "effect/Duration"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import type { ClusterOptions, RedisOptions as IoredisOptions } from "ioredis"
+import * as Setting from "../../services/internal/setting.ts"
 import * as Validate from "../../services/internal/validate.ts"
 import { InvalidInput } from "../../services/Reason.ts"
 
@@ -81,47 +82,51 @@ export const defaultReconnect: Schedule.Schedule<unknown> = Schedule.min([
   Schedule.spaced("2 seconds")
 ]).pipe(Schedule.jittered)
 
+/** What the environment says. */
+export const settings = {
+  url: Setting.secret(
+    "REDIS_URL",
+    "`redis://127.0.0.1:6379`",
+    "`redis://user:password@host:port/db`; `rediss://` for TLS"
+  ),
+  sentinels: Setting.addresses("REDIS_SENTINELS", "none", "Sentinels that know the master, instead of the url"),
+  master: Setting.text("REDIS_SENTINEL_MASTER", "`mymaster`", "What the Sentinels call it"),
+  cluster: Setting.addresses("REDIS_CLUSTER", "none", "Nodes of a Redis Cluster, instead of the url"),
+  username: Setting.text("REDIS_USERNAME", "the url's", "User"),
+  password: Setting.secret("REDIS_PASSWORD", "the url's", "Password"),
+  tls: Setting.boolean("REDIS_TLS", "the url's", "Whether to use TLS"),
+  timeout: Setting.duration("REDIS_TIMEOUT", "`5 seconds`", "Within which every operation ends, connected or not")
+}
+
+const variables: Readonly<Record<string, string>> = {
+  "sentinel.master": settings.master.name,
+  sentinel: settings.sentinels.name,
+  cluster: settings.cluster.name
+}
+
 /**
  * The options that the environment gives: `REDIS_URL`, or else `REDIS_SENTINELS`
  * (`host:port,…`) with `REDIS_SENTINEL_MASTER`, or else `REDIS_CLUSTER`
  * (`host:port,…`); with `REDIS_USERNAME`, `REDIS_PASSWORD`, `REDIS_TLS`
- * (`true`), `REDIS_TIMEOUT`.
+ * (`true`), `REDIS_TIMEOUT`. What is wrong fails, named.
  *
  * @since 0.2.0
  */
-export const config: Config.Config<RedisOptions> = Config.map(
-  Config.all({
-    url: Config.option(Config.Redacted("REDIS_URL")),
-    sentinels: Config.option(Config.String("REDIS_SENTINELS")),
-    master: Config.withDefault(Config.String("REDIS_SENTINEL_MASTER"), "mymaster"),
-    cluster: Config.option(Config.String("REDIS_CLUSTER")),
-    username: Config.option(Config.String("REDIS_USERNAME")),
-    password: Config.option(Config.Redacted("REDIS_PASSWORD")),
-    tls: Config.option(Config.Boolean("REDIS_TLS")),
-    timeout: Config.option(Config.Duration("REDIS_TIMEOUT"))
-  }),
-  ({ cluster, master, password, sentinels, timeout, tls, url, username }): RedisOptions => ({
-    ...(url._tag === "Some" && { url: url.value }),
-    ...(sentinels._tag === "Some" && { sentinel: { master, nodes: addresses(sentinels.value) } }),
-    ...(cluster._tag === "Some" && { cluster: { nodes: addresses(cluster.value) } }),
-    ...(username._tag === "Some" && { username: username.value }),
-    ...(password._tag === "Some" && { password: password.value }),
-    ...(tls._tag === "Some" && { tls: tls.value }),
-    ...(timeout._tag === "Some" && { timeout: timeout.value })
-  })
-)
-
-/** `host:port,host:port`; an IPv6 host stands in brackets. */
-const addresses = (list: string): ReadonlyArray<Address> =>
-  list
-    .split(",")
-    .map((address) => address.trim())
-    .filter((address) => address !== "")
-    .map((address) => {
-      const port = /:(\d+)$/.exec(address)
-      const host = (port === null ? address : address.slice(0, port.index)).replace(/^\[(.*)\]$/, "$1")
-      return { host, port: port === null ? undefined : Number(port[1]) }
+export const config: Config.Config<RedisOptions> = Config.flatMap(
+  Config.map(
+    Setting.all(settings),
+    ({ cluster, master = "mymaster", sentinels, ...options }): RedisOptions => ({
+      ...options,
+      ...(sentinels !== undefined && { sentinel: { master, nodes: sentinels } }),
+      ...(cluster !== undefined && { cluster: { nodes: cluster } })
     })
+  ),
+  (options) =>
+    Setting.refuse<RedisOptions>(
+      read,
+      (field) => variables[field] ?? variables[field.split(".")[0]!] ?? `REDIS_${field.toUpperCase()}`
+    )(options)
+)
 
 /** Options read: what ioredis takes, and what the connection itself needs. */
 export interface Settings {

@@ -20,6 +20,7 @@ import * as Pull from "effect/Pull"
 import * as References from "effect/References"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
+import type { Defaults } from "../Defaults.ts"
 import type { JobInfo, SubscribeOptions } from "../EventQueue.ts"
 import type { DeathReason, Delivery, EventQueueStore, Outcome, Settlement, Worker } from "../EventQueueStore.ts"
 import { defaultBackoff, type Job, Snoozed } from "../Job.ts"
@@ -76,16 +77,23 @@ export const run = <A, RD, RE, R, R2>(
   address: string,
   job: Job<A, RD, RE>,
   options: SubscribeOptions<A, R, R2>,
+  defaults: Defaults,
   seen: Seen
 ): Effect.Effect<void, InvalidInput | Unavailable, RD | R | R2 | Scope.Scope> =>
   Effect.gen(function* () {
-    const lease = Validate.millis("lease", options.lease ?? "30 seconds")
-    const shutdownTimeout = Validate.millis("shutdownTimeout", options.shutdownTimeout ?? "30 seconds", { zero: true })
+    const lease = Validate.millis("lease", options.lease ?? defaults.queueLease ?? "30 seconds")
+    const shutdownTimeout = Validate.millis(
+      "shutdownTimeout",
+      options.shutdownTimeout ?? defaults.shutdownTimeout ?? "30 seconds",
+      {
+        zero: true
+      }
+    )
     const idleInterval = Validate.millis("idleInterval", options.idleInterval ?? "500 millis")
     const concurrency =
       options.concurrency === "unbounded"
         ? Number.POSITIVE_INFINITY
-        : Validate.integer("concurrency", options.concurrency ?? 1, 1)
+        : Validate.integer("concurrency", options.concurrency ?? defaults.queueConcurrency ?? 1, 1)
     const invalid =
       Validate.invalidOf(lease) ??
       Validate.invalidOf(shutdownTimeout) ??

@@ -1,0 +1,61 @@
+import { assert, it } from "@effect/vitest"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
+import { TestClock } from "effect/testing"
+import { Cohort, EventQueue, Job, Lock } from "../../src/index.ts"
+
+const Sleep = Job.make("sleep", Schema.Void, { timeout: "1 hour" })
+
+const configured = Cohort.layerConfig.pipe(
+  Layer.provide(
+    ConfigProvider.layer(
+      ConfigProvider.fromUnknown({
+        COHORT_LOCK_TTL: "3 seconds",
+        COHORT_QUEUE_CONCURRENCY: "2",
+        COHORT_SHUTDOWN_TIMEOUT: "5 seconds"
+      })
+    )
+  )
+)
+
+it.effect("a lock has the ttl of the environment where the caller gives none", () =>
+  Effect.gen(function* () {
+    const lease = yield* Lock.acquire("key", { renew: false })
+    yield* TestClock.adjust("2 seconds")
+    assert.isTrue(yield* lease.isHeld)
+    yield* TestClock.adjust("1 second")
+    assert.isFalse(yield* lease.isHeld)
+  }).pipe(Effect.provide(configured))
+)
+
+it.effect("a subscription has the concurrency and the time to drain of the environment", () =>
+  Effect.gen(function* () {
+    let running = 0
+    let interrupted = 0
+    const subscribed = yield* Effect.forkChild(
+      Effect.scoped(
+        Effect.andThen(
+          EventQueue.subscribe(Sleep, {
+            process: () =>
+              Effect.andThen(
+                Effect.sync(() => running++),
+                Effect.never
+              ).pipe(Effect.onInterrupt(() => Effect.sync(() => interrupted++)))
+          }),
+          Effect.delay(Effect.void, "1 minute")
+        )
+      )
+    )
+    yield* Effect.forEach([1, 2, 3], () => EventQueue.publish(Sleep, undefined))
+    yield* TestClock.adjust("1 minute")
+    assert.strictEqual(running, 2)
+    yield* TestClock.adjust("4 seconds")
+    assert.strictEqual(interrupted, 0)
+    yield* TestClock.adjust("1 second")
+    yield* Fiber.join(subscribed)
+    assert.strictEqual(interrupted, 2)
+  }).pipe(Effect.provide(configured))
+)
