@@ -77,7 +77,7 @@ export const lockMany: Workload = {
 
 export const lockContended: Workload = {
   name: "lock hand-over, 2 × 16",
-  batch: 2_000,
+  batch: 500,
   contenders: [
     {
       name: "cohort",
