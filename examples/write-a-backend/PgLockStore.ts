@@ -32,6 +32,7 @@ interface PgGrant extends LockStore.Grant {
 export const make = (options: Options = {}) =>
   Effect.gen(function* () {
     const sql = yield* PgClient.PgClient
+    const scope = yield* Effect.scope
     const timeout = Duration.fromInputUnsafe(options.timeout ?? "5 seconds")
 
     const unavailable = (detail: string, cause?: unknown) =>
@@ -110,7 +111,9 @@ export const make = (options: Options = {}) =>
           }
         })
         return granted.pipe(
-          Effect.onError(() => Effect.ignore(leave(lock, owner))),
+          Effect.onInterrupt(() => Effect.ignore(leave(lock, owner))),
+          // Not answered, it may be in the queue all the same; its caller is told without waiting for that.
+          Effect.tapError(() => Effect.forkIn(Effect.ignore(leave(lock, owner)), scope)),
           Effect.ensuring(Effect.sync(() => waiting.delete(owner)))
         )
       })
