@@ -39,7 +39,7 @@ const setUp = async (outbox: boolean) => {
   const scope = Effect.runSync(Scope.make())
   const build = <A, E>(layer: Layer.Layer<A, E>) =>
     Effect.runPromise(
-      Layer.buildWithScope(Layer.fresh(Layer.merge(layer, Logger.layer([]))), scope) as Effect.Effect<
+      Layer.buildWithScope(Layer.fresh(Layer.provideMerge(layer, Logger.layer([]))), scope) as Effect.Effect<
         Context.Context<A>
       >
     )

@@ -98,15 +98,14 @@ const suite = (backend: Backend): void => {
     test("what is left over is relayed by any instance, to all but who published it", (cluster) =>
       Effect.gen(function* () {
         const { instance, rows } = yield* onDatabase(cluster)
+        const b = yield* instance
+        const c = yield* instance
+        const got = [yield* receive(b), yield* receive(c)]
         const a = yield* instance
         // Cut off from the broker, it commits, and goes.
         yield* a.disconnect
         yield* a.run(a.sql.withTransaction(Effect.forEach(texts(10), publish)))
         yield* a.close
-        assert.strictEqual(yield* rows, 20)
-        const b = yield* instance
-        const c = yield* instance
-        const got = [yield* receive(b), yield* receive(c)]
         yield* waitFor(() => got.every(({ sync }) => sync.length >= 10), "the messages")
         yield* waitFor(() => got.flatMap(({ work }) => work).length >= 10, "the jobs")
         yield* empty(rows)
