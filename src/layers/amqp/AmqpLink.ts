@@ -117,17 +117,27 @@ export const make = (options: {
       attempting = true
       last = timers.now()
       if (state === "idle") become("connecting")
-      open(settings, role, attempts++).then(
-        (model) => {
-          attempting = false
-          if (closing) closeNow(model)
-          else onOpen(model)
-        },
-        (error) => {
-          attempting = false
-          lastError = error
+      // amqplib may never tell what became of a connection that is cut off while it is made.
+      const late = timers.at(last + settings.timeout + 1_000, () => end(new Error("no answer while connecting")))
+      let over = false
+      const end = (outcome: ChannelModel | Error) => {
+        if (over) {
+          if (!(outcome instanceof Error)) closeNow(outcome)
+          return
+        }
+        over = true
+        timers.cancel(late)
+        attempting = false
+        if (!(outcome instanceof Error)) {
+          if (closing) closeNow(outcome)
+          else onOpen(outcome)
+        } else {
+          lastError = outcome
           onEnd()
         }
+      }
+      open(settings, role, attempts++).then(end, (error) =>
+        end(error instanceof Error ? error : new Error(String(error)))
       )
     }
     const timer = new Task(attempt)

@@ -132,6 +132,8 @@ export class AmqpQueueWorker implements Worker {
   readonly setup = async (session: Session): Promise<void> => {
     const { channel } = session
     const { names } = this
+    // What came on one that ended before it was set up is not ours either.
+    this.onDown()
     await names.declare(channel)
     await names.declareWorkers(channel)
     const { queue } = await channel.assertQueue("", {
