@@ -118,7 +118,7 @@ export const make = (options: {
       last = timers.now()
       if (state === "idle") become("connecting")
       // amqplib may never tell what became of a connection that is cut off while it is made.
-      const late = timers.at(last + settings.timeout + 1_000, () => end(new Error("no answer while connecting")))
+      const late = timers.at(last + 3 * settings.timeout, () => end(new Error("no answer while connecting")))
       let over = false
       const end = (outcome: ChannelModel | Error) => {
         if (over) {
