@@ -17,10 +17,12 @@ import * as Path from "effect/Path"
 import * as References from "effect/References"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
+import * as Backing from "./host/Backing.ts"
 import * as Demo from "./host/Demo.ts"
 import * as Host from "./host/Host.ts"
 import { describe, ofConfig, Refused } from "./host/Refused.ts"
 import * as Report from "./host/Report.ts"
+import * as Server from "./host/Server.ts"
 import * as Settings from "./host/settings.ts"
 import * as Cohort from "./layers/Cohort.ts"
 import * as MemoryHub from "./layers/memory/MemoryHub.ts"
@@ -53,7 +55,8 @@ const backendNames = Cohort.backends.join(", ").replace(/, (\w+)$/, " or $1")
 const backend = Flag.String("backend").pipe(
   Flag.withDescription(
     `Which backend: ${backendNames}; default: COHORT_BACKEND, or memory. redis and amqp run a process for each ` +
-      "instance, on REDIS_URL or AMQP_URL, or on servers of their own. What the plugins store is on Redis with both"
+      "instance, on REDIS_URL or AMQP_URL, or on servers of their own. What the plugins store is in the PostgreSQL " +
+      "that DATABASE_URL names; otherwise on Redis with both"
   ),
   Flag.withDefault("")
 )
@@ -130,33 +133,43 @@ const startAll = (options: {
       return yield* new Refused({ detail: `${Settings.hostSettings.instances.name}: the demo needs two or more` })
     }
     const port = options.isDemo ? 0 : Option.getOrElse(options.port, () => settings.port ?? 3_000)
-    const app = options.isDemo ? "cohort-demo" : Option.getOrElse(options.app, () => settings.app ?? "cohort-host")
+    // What a demo stores where others store as well is removed when it ends.
+    const app = options.isDemo
+      ? `cohort-demo-${SecureRandom.uuidV4Unsafe()}`
+      : Option.getOrElse(options.app, () => settings.app ?? "cohort-host")
     if (Object.values(backends).some((backend) => backend !== "memory")) {
       const Supervisor = yield* Effect.promise(() => import("./host/Supervisor.ts"))
       const { failed, instances, servers } = yield* Supervisor.start({
         backends,
-        app: options.isDemo ? `${app}-${SecureRandom.uuidV4Unsafe()}` : app,
+        app,
         names,
         port,
         files: directory,
         logLevel: options.isDemo ? "error" : "info",
         temporary: options.isDemo
       })
-      return { instances, where: `on ${inWords(backends)} (${servers}), a process each`, failed }
+      const where = `on ${inWords(backends)} (${servers}), a process each, ${yield* Backing.dataIn("Redis")}`
+      return { instances, where, failed }
     }
     const shared = yield* Effect.mapError(Cohort.config, ofConfig)
     const hub = yield* MemoryHub.make
-    const stores = Layer.succeedContext(
-      yield* Layer.build(Layer.mergeAll(Host.storesMemory, CsvFiles.layerDirectory(directory)))
-    )
+    for (const kind of yield* Backing.database) {
+      const { forget } = yield* Server.make(kind)
+      if (options.isDemo) yield* Effect.addFinalizer(() => forget(app))
+    }
+    const stores = Layer.succeedContext(yield* Layer.build(Host.storesMemory))
+    const csv = Layer.succeedContext(yield* Layer.build(CsvFiles.layerDirectory(directory)))
     const instances = yield* Effect.forEach(names, (id, i) =>
       Host.start({
         id,
         port: port === 0 ? 0 : port + i,
-        services: Layer.merge(Cohort.layerMixed({ ...shared, ...backends, app, id, hub }), stores)
+        services: Layer.merge(
+          Backing.withStores(Cohort.layerMixed({ ...shared, ...backends, app, id, hub }), stores),
+          csv
+        )
       })
     )
-    return { instances, where: "on the memory backend", failed: Effect.never }
+    return { instances, where: `on the memory backend, ${yield* Backing.dataIn("memory")}`, failed: Effect.never }
   })
 
 const start = Command.make(

@@ -61,6 +61,7 @@ describe("the documents' snippets", () => {
           paths: {
             cohort: [path.join(source, "index.ts")],
             "cohort/layers/memory": [path.join(source, "layers", "memory", "index.ts")],
+            "cohort/plugins": [path.join(source, "plugins", "index.ts")],
             "cohort/testing": [path.join(source, "testing", "index.ts")],
             "cohort/testing/contracts": [path.join(source, "testing", "contracts", "index.ts")],
             "cohort/*": [path.join(source, "*")]

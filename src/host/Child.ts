@@ -51,8 +51,9 @@ export const run = (options: {
     const orphaned = yield* Effect.cached(Effect.ignore(Stream.runDrain(stdio.stdin)))
     const settings = yield* Effect.mapError(Cohort.config, ofConfig)
     const files = yield* Layer.build(CsvFiles.layerDirectory(options.files))
-    const services = Layer.merge(yield* Backing.stores, Layer.succeedContext(files)).pipe(
-      Layer.provideMerge(Cohort.layerMixed({ ...settings, app: options.app, id: options.id }))
+    const services = Layer.merge(
+      Backing.withStores(Cohort.layerMixed({ ...settings, app: options.app, id: options.id })),
+      Layer.succeedContext(files)
     )
     const serve = Effect.gen(function* () {
       const { url } = yield* Host.start({ id: options.id, port: options.port, services })

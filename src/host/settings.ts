@@ -9,6 +9,7 @@ import * as Cohort from "../layers/Cohort.ts"
 import * as RedisOptions from "../layers/redis/RedisOptions.ts"
 import * as Setting from "../services/internal/setting.ts"
 import { describe, ofConfig, Refused } from "./Refused.ts"
+import * as Database from "./sql/settings.ts"
 
 /** What the commands read where their flags say nothing. */
 export const hostSettings = {
@@ -37,6 +38,7 @@ export const sections: ReadonlyArray<Section> = [
   },
   { title: "Redis", settings: RedisOptions.settings, config: RedisOptions.config },
   { title: "RabbitMQ", settings: AmqpOptions.settings, config: AmqpOptions.config },
+  { title: "PostgreSQL", settings: Database.settings, config: Database.config },
   { title: "The host", settings: hostSettings, config: Setting.all(hostSettings) }
 ]
 

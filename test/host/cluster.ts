@@ -24,7 +24,8 @@ const unnamed = {
   REDIS_SENTINELS: undefined,
   REDIS_CLUSTER: undefined,
   AMQP_URL: undefined,
-  AMQP_NODES: undefined
+  AMQP_NODES: undefined,
+  DATABASE_URL: undefined
 }
 
 export const startOn =

@@ -34,6 +34,7 @@ const samples: ReadonlyArray<readonly [RegExp, string, ReadonlyArray<string>]> =
 const special: Readonly<Record<string, readonly [string, ReadonlyArray<string>]>> = {
   REDIS_URL: ["redis://:s3cret@there:7", ["s3cret", "amqp://s3cret", "redis://there/s3cret"]],
   AMQP_URL: ["amqp://me:s3cret@there:7", ["s3cret", "redis://s3cret", "amqp://there/a/s3cret"]],
+  DATABASE_URL: ["postgres://me:s3cret@there/db", ["s3cret", "mysql://s3cret@there/db", "postgres://s3cret"]],
   WORKER_MODE: ["!", ["!,*,-"]]
 }
 
