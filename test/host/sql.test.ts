@@ -32,9 +32,8 @@ const start = (url: string, ...args: ReadonlyArray<string>) =>
 /** How many rows there are of any app. */
 const stored = SqlClient.SqlClient.use((sql) =>
   sql<{ n: number }>`SELECT ((SELECT COUNT(*) FROM cohort_tasks) + (SELECT COUNT(*) FROM cohort_collections)
-    + (SELECT COUNT(*) FROM cohort_auth_policies) + (SELECT COUNT(*) FROM cohort_auth_revocations))::INTEGER AS n`.pipe(
-    Effect.map(([row]) => row!.n)
-  )
+    + (SELECT COUNT(*) FROM cohort_auth_policies) + (SELECT COUNT(*) FROM cohort_auth_revocations)
+    + (SELECT COUNT(*) FROM cohort_outbox))::INTEGER AS n`.pipe(Effect.map(([row]) => row!.n))
 )
 const count = () =>
   Effect.runPromise(Effect.provide(stored, PgClient.layer({ url: Redacted.make(database), maxConnections: 1 })))

@@ -13,6 +13,7 @@ import { TaskStoreSql } from "../../plugins/async-task-manager/index.ts"
 import { AuthStoreSql } from "../../plugins/auth/index.ts"
 import { CollectionStoreSql } from "../../plugins/data-source-main/index.ts"
 import { encodeText } from "../../plugins/sql.ts"
+import * as SyncOutbox from "../../services/SyncOutbox.ts"
 import * as Transaction from "../../services/Transaction.ts"
 import { describe, ofConfig, Refused } from "../Refused.ts"
 import type * as Server from "../Server.ts"
@@ -40,10 +41,10 @@ const client = Layer.unwrap(
 
 const stores = Layer.mergeAll(AuthStoreSql.layer, TaskStoreSql.layer, CollectionStoreSql.layer)
 
-/** The primitives, and the plugins' stores in the database, for all instances of the app. */
+/** The primitives with an outbox, and the plugins' stores: in the database, for all instances of the app. */
 export const withStores = <E>(cohort: Layer.Layer<Cohort.Services, E>) =>
   stores.pipe(
-    Layer.provideMerge(cohort),
+    Layer.provideMerge(Layer.provideMerge(cohort, SyncOutbox.layer)),
     Layer.provide(client),
     Layer.catch((error) => Layer.effectContext(Effect.fail(why(error))))
   )

@@ -22,6 +22,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as FiberMap from "effect/FiberMap"
+import { identity } from "effect/Function"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
@@ -32,6 +33,7 @@ import * as Job from "../../services/Job.ts"
 import * as Plugin from "../../services/Plugin.ts"
 import * as PubSub from "../../services/PubSub.ts"
 import * as Singleton from "../../services/Singleton.ts"
+import { SyncOutbox } from "../../services/SyncOutbox.ts"
 import * as Uuid from "../../services/Uuid.ts"
 import * as WorkerMode from "../../services/WorkerMode.ts"
 import type { StoreError } from "../StoreError.ts"
@@ -171,6 +173,8 @@ export const layer: Layer.Layer<Tasks | Runner, never, TaskStore | EventQueue.Ev
       const pubsub = yield* PubSub.PubSub
       const instance = yield* Instance
       const uuid = yield* Uuid.Generator
+      // With an outbox the job is a row as well. Without, it is sent after the task is stored, and a failure is told.
+      const atomically = Option.isSome(yield* Effect.serviceOption(SyncOutbox)) ? store.transaction : identity
       const types = new Map<string, Registered>()
       const running = yield* FiberMap.make<string, unknown, unknown>()
 
@@ -209,8 +213,7 @@ export const layer: Layer.Layer<Tasks | Runner, never, TaskStore | EventQueue.Ev
           startedAt: null,
           endedAt: null
         }
-        yield* store.insert(task)
-        yield* enqueue(task, type)
+        yield* atomically(Effect.andThen(store.insert(task), enqueue(task, type)))
         return task.id
       })
 
