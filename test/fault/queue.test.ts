@@ -20,13 +20,13 @@ describe.concurrent("a queue on Redis", () => {
   const test = (
     name: string,
     body: (server: RedisServer.RedisServer, stage: ReturnType<typeof make>) => Effect.Effect<void, never, Scope.Scope>,
-    timeout = 60_000
+    timeout = 90_000
   ) =>
     it.live(
       name,
       () =>
         Effect.flatMap(RedisServer.make({ fsync: "always" }), (server) =>
-          body(server, make({ url: server.url, notes: server, app: "fault", timeout: "1 second", within: 20_000 }))
+          body(server, make({ url: server.url, notes: server, app: "fault", timeout: "1 second", within: 40_000 }))
         ),
       timeout
     )
@@ -117,7 +117,7 @@ describe.concurrent("a queue on Redis", () => {
       const publishing = yield* Effect.forkChild(
         Effect.forEach(ids, (id) =>
           // Again with the same id, until Redis has it.
-          Effect.orDie(Effect.retry(Effect.sandbox(queue.publish(id, "return")), Schedule.spaced("50 millis")))
+          Effect.orDie(Effect.retry(Effect.sandbox(queue.publish(id, "return", 10)), Schedule.spaced("50 millis")))
         )
       )
       yield* until(
