@@ -1,3 +1,4 @@
+#!/usr/bin/env node
 /**
  * The runnable host: `start` runs instances until Ctrl-C, `demo` plays the guide's
  * scenarios on them and exits.
@@ -18,6 +19,7 @@ import * as References from "effect/References"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Backing from "./host/Backing.ts"
+import * as Commands from "./host/commands.ts"
 import * as Demo from "./host/Demo.ts"
 import * as Host from "./host/Host.ts"
 import { describe, ofConfig, Refused } from "./host/Refused.ts"
@@ -225,6 +227,16 @@ const demo = Command.make("demo", { backend, instances: instances(2), files }, (
   )
 ).pipe(Command.withDescription("Play the guide's five scenarios and exit"))
 
+const commands = Commands.make(
+  { backend, app },
+  (options) =>
+    Effect.map(Settings.read, (settings) => ({
+      backends: backendsOf(options.backend),
+      app: Option.getOrElse(options.app, () => settings.app ?? "cohort-host")
+    })),
+  reported
+)
+
 /** What the supervisor starts; of no use to anyone else. */
 const instance = Command.make(
   "instance",
@@ -238,7 +250,7 @@ const instance = Command.make(
 
 Command.make("cohort").pipe(
   Command.withDescription("Three plugins on Cohort"),
-  Command.withSubcommands([start, demo, instance]),
+  Command.withSubcommands([start, demo, ...commands, instance]),
   Command.run({ version: "0.2.0" }),
   Effect.provide(Settings.layer),
   reported,

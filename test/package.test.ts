@@ -165,6 +165,17 @@ describe("the package", () => {
     assert.match(run.stdout, /Tests .*8 passed/)
   }, 120_000)
 
+  it("has a command that runs", () => {
+    const { bin } = JSON.parse(readFileSync(path.join(unpacked, "package.json"), "utf8"))
+    const command = path.join(unpacked, bin.cohort)
+    assert.match(readFileSync(command, "utf8"), /^#!\/usr\/bin\/env node\n/)
+    const env = { PATH: process.env.PATH }
+    const run = (...args: ReadonlyArray<string>) =>
+      execFileSync(process.execPath, [command, ...args], { cwd: temporary, env, encoding: "utf8" })
+    assert.match(run("--version"), /\d/)
+    assert.include(run("doctor"), "✓ settings: all can be read")
+  })
+
   it("has nothing for publint to say", async () => {
     const { messages } = await publint({ pkgDir: unpacked, strict: true })
     assert.deepStrictEqual(messages, [])

@@ -41,7 +41,7 @@ import { settled } from "./internal/settled.ts"
 import * as Timers from "./internal/Timers.ts"
 import { traced } from "./internal/telemetry.ts"
 import * as Validate from "./internal/validate.ts"
-import { type Grant, LockStore } from "./LockStore.ts"
+import { type Grant, type HeldLock, LockStore } from "./LockStore.ts"
 import * as Metrics from "./Metrics.ts"
 import { InvalidInput, Unavailable } from "./Reason.ts"
 
@@ -132,6 +132,7 @@ export class Lock extends Context.Service<
       work: Effect.Effect<A, E, R> | ((lease: Lease) => Effect.Effect<A, E, R>),
       options?: LeaseOptions
     ) => Effect.Effect<A, E | LockError, R>
+    readonly list: Effect.Effect<ReadonlyArray<HeldLock>, LockError>
   }
 >()("cohort/services/Lock") {}
 
@@ -169,6 +170,14 @@ export const runExclusive = <A, E, R>(
   work: Effect.Effect<A, E, R> | ((lease: Lease) => Effect.Effect<A, E, R>),
   options?: LeaseOptions
 ): Effect.Effect<A, E | LockError, R | Lock> => Lock.use((lock) => lock.runExclusive(key, work, options))
+
+/**
+ * The locks of the app that are held, by key: for people who look. It may look at everything there is on the
+ * backend; each lock is as it was when it was looked at.
+ *
+ * @since 0.2.0
+ */
+export const list: Effect.Effect<ReadonlyArray<HeldLock>, LockError, Lock> = Lock.use((lock) => lock.list)
 
 const defaultTtl = 30_000
 
@@ -357,6 +366,15 @@ export const make: Effect.Effect<Lock["Service"], never, LockStore | Instance | 
   }
 
   return Lock.of({
+    list: Effect.suspend(() =>
+      store.list === undefined
+        ? fail(new Unavailable({ backend: store.system, detail: "it cannot list locks" }))
+        : Effect.mapBoth(store.list(space), {
+            onFailure: wrapError,
+            onSuccess: (locks) => [...locks].sort((a, b) => (a.key < b.key ? -1 : 1))
+          })
+    ),
+
     acquire: (key, options) =>
       Effect.uninterruptibleMask((restore) =>
         Effect.map(

@@ -25,6 +25,20 @@ export interface Grant {
 }
 
 /**
+ * A lock that somebody holds, as it is looked at.
+ *
+ * @since 0.2.0
+ */
+export interface HeldLock {
+  readonly key: string
+  readonly fence: number
+  /** Milliseconds until it ends at the latest, if it is not renewed. */
+  readonly ttl: number
+  /** How many wait for it. */
+  readonly waiters: number
+}
+
+/**
  * What a backend promises:
  *
  * - At most one grant per key is live at any time. A grant ends with `release`,
@@ -66,5 +80,10 @@ export class LockStore extends Context.Service<
     readonly renew: (grant: Grant, ttl: number) => Effect.Effect<boolean, Unavailable>
     /** Ends the grant. Does nothing when it is no longer live. */
     readonly release: (grant: Grant) => Effect.Effect<void, Unavailable>
+    /**
+     * The locks of a space that are held, in no order; each as it is when it is looked at, and one that comes or goes
+     * meanwhile may be missing. For people: it may look at everything there is.
+     */
+    readonly list?: (space: string) => Effect.Effect<ReadonlyArray<HeldLock>, Unavailable>
   }
 >()("cohort/services/LockStore") {}

@@ -45,6 +45,8 @@ export interface Options {
   readonly tls?: Certificates | undefined
   /** More lines of rabbitmq.conf. */
   readonly config?: string | undefined
+  /** More of its environment. */
+  readonly env?: Readonly<Record<string, string>> | undefined
 }
 
 /** Where the scripts are that run as whoever calls them; Debian has others on the path that change the user first. */
@@ -104,7 +106,8 @@ export const make = (options: Options = {}): Effect.Effect<RabbitServer, never, 
       RABBITMQ_NODENAME: node(),
       RABBITMQ_PID_FILE: join(folder, "pid"),
       RABBITMQ_SCHEMA_DIR: join(folder, "schema"),
-      RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS: erlang
+      RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS: erlang,
+      ...options.env
     })
 
     const configure = () => {

@@ -29,7 +29,7 @@ import type * as Scope from "effect/Scope"
 import type { Instance } from "../../services/Instance.ts"
 import { getOrMake } from "../../services/internal/getOrMake.ts"
 import type * as Timers from "../../services/internal/Timers.ts"
-import { type Grant, LockStore } from "../../services/LockStore.ts"
+import { type Grant, type HeldLock, LockStore } from "../../services/LockStore.ts"
 import type { Unavailable } from "../../services/Reason.ts"
 import type { AmqpConnection } from "./AmqpConnection.ts"
 import { unavailable } from "./AmqpLink.ts"
@@ -87,7 +87,7 @@ export const make = (
       resume: (granted: Exit.Exit<Grant | undefined, Unavailable>) => void
     ): Request => {
       const id = `${author}.${(count++).toString(36)}`
-      const address = `${space.length}:${space}${key}`
+      const address = addressOf(space, key)
       const request: Request = {
         id,
         key,
@@ -350,7 +350,30 @@ export const make = (
           log.append(renewOf(grant as Request, ttl)),
           ({ answer }) => (grant as Request).state === "held" && (answer as Outcome).accepted
         ),
-      release: (grant) => release(grant as Request)
+      release: (grant) => release(grant as Request),
+      list: (space) =>
+        Effect.flatMap(log.sync, () => {
+          if (!fold.known) {
+            return Effect.fail(unavailable("the locks are not known yet"))
+          }
+          const before = addressOf(space, "")
+          const now = timers.now()
+          return Effect.succeed(
+            [...fold.locks].flatMap(
+              ([address, { owner, waiters }]): ReadonlyArray<HeldLock> =>
+                address.startsWith(before) && LockUpkeep.dueOf(owner) > now
+                  ? [
+                      {
+                        key: address.slice(before.length),
+                        fence: owner.fence,
+                        ttl: LockUpkeep.dueOf(owner) - now,
+                        waiters: waiters.size
+                      }
+                    ]
+                  : []
+            )
+          )
+        })
     })
   })
 
@@ -359,6 +382,8 @@ interface Watch {
   readonly waiting: Set<string>
   timer: Timers.Timer | undefined
 }
+
+const addressOf = (space: string, key: string): string => `${space.length}:${space}${key}`
 
 type Answered = LockRecord & { readonly kind: "request" | "renew" | "release" | "expire" }
 

@@ -231,6 +231,17 @@ export const make: Effect.Effect<LockStore["Service"], never, MemoryHub | Instan
         return taken === undefined ? wait(name, key, ttl) : Exit.succeed(taken)
       }),
     request,
+    list: (name) =>
+      link.run(() => {
+        const now = timers.now()
+        return [...spaceOf(name).values()].flatMap((entry) => {
+          const { expiresAt, holder, key } = entry
+          if (holder === undefined || expiresAt <= now) return []
+          let waiters = 0
+          for (let waiter = entry.first; waiter !== undefined; waiter = waiter.next) waiters++
+          return [{ key, fence: holder.fence, ttl: expiresAt - now, waiters }]
+        })
+      }),
     release: (grant) => {
       if (!link.connected) {
         orphan(grant)

@@ -33,7 +33,7 @@ import { Bucket, type Resume } from "./RedisCacheBucket.ts"
 import * as Scripts from "./RedisCacheScripts.ts"
 import { RedisConnection } from "./RedisConnection.ts"
 import type { RedisScript } from "./RedisScript.ts"
-import { decodeKey, encodeKey, millis } from "./wire.ts"
+import { decodeKey, encodeKey, escapeGlob, millis } from "./wire.ts"
 
 /**
  * Buckets of a cache on a Redis Cluster. The slot is a CRC, which is linear: at the
@@ -226,8 +226,6 @@ const hash = (text: string): number => {
 /** The key of a bucket. Braces of its own would change what Redis takes for the hash tag; `%` is escaped already. */
 const keyOf = (bucket: string): string =>
   `cohort:{${encodeKey(bucket).replace(/[{}]/g, (brace) => (brace === "{" ? "%7B" : "%7D"))}}`
-
-const escapeGlob = (text: string): string => text.replace(/[\\*?[\]]/g, "\\$&")
 
 /**
  * Provides `CacheStore`.

@@ -164,3 +164,11 @@ if redis.call('hdel', KEYS[3], id) == 1 then redis.call('lrem', KEYS[2], 1, id) 
 if owner == id and not passOn(ARGV[2]) then redis.call('set', KEYS[1], int(last), 'px', ${fenceMemoryMillis}) end`,
   { retry: true }
 )
+
+/** Returns the fence, the ms until it ends and how many wait; nothing when nobody holds it. */
+export const look = RedisScript.make(
+  `${prelude}
+if not held() then return nil end
+return {int(last), int(ends - now), redis.call('hlen', KEYS[3])}`,
+  { retry: true }
+)

@@ -31,12 +31,13 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import * as Timers from "../../services/internal/Timers.ts"
-import { type Grant, LockStore } from "../../services/LockStore.ts"
+import { type Grant, type HeldLock, LockStore } from "../../services/LockStore.ts"
 import { Unavailable } from "../../services/Reason.ts"
 import { RedisConnection } from "./RedisConnection.ts"
 import * as Scripts from "./RedisLockScripts.ts"
-import { encodeKey, millis } from "./wire.ts"
+import { decodeKey, encodeKey, escapeGlob, millis } from "./wire.ts"
 
 /** Longest time between two asks of a waiter. */
 const askAgainMillis = 3_000
@@ -46,6 +47,9 @@ const askAgainMillis = 3_000
  * late and whose clock may be slower: the work has stopped before the next holder comes.
  */
 const leaseOf = (ttl: number): number => millis(ttl * 1.001 + 5)
+
+const baseOf = (space: string, key: string): string => `cohort:{lock:${space}:${encodeKey(key)}}`
+const keysOf = (base: string): ReadonlyArray<string> => [base, `${base}:q`, `${base}:w`]
 
 /** A request for a lock, and the grant it became. */
 interface Request extends Grant {
@@ -88,11 +92,10 @@ export const make: Effect.Effect<LockStore["Service"], never, RedisConnection | 
   const waiters = new Map<string, Waiter>()
 
   const request = (space: string, key: string, ttl: number): Request => {
-    const base = `cohort:{lock:${space}:${encodeKey(key)}}`
     return {
       id: `${nonce}.${(count++).toString(36)}`,
       key,
-      keys: [base, `${base}:q`, `${base}:w`],
+      keys: keysOf(baseOf(space, key)),
       lease: leaseOf(ttl),
       fence: 0,
       since: timers.now(),
@@ -272,7 +275,31 @@ export const make: Effect.Effect<LockStore["Service"], never, RedisConnection | 
         (renewed) => renewed === 1
       )
     },
-    release: (grant) => Effect.asVoid(release(grant as Request))
+    release: (grant) => Effect.asVoid(release(grant as Request)),
+    list: (space) => {
+      const before = baseOf(space, "").slice(0, -1)
+      const look = (base: string) =>
+        Effect.map(
+          redis.run<readonly [string, string, number] | null>(Scripts.look, keysOf(base), []),
+          (found): ReadonlyArray<HeldLock> =>
+            found === null
+              ? []
+              : [
+                  {
+                    key: decodeKey(base.slice(before.length, -1)),
+                    fence: Number(found[0]),
+                    ttl: Number(found[1]),
+                    waiters: found[2]
+                  }
+                ]
+        )
+      // The keys of those who wait end otherwise.
+      return redis.scan(`${escapeGlob(before)}*}`).pipe(
+        Stream.runCollect,
+        Effect.flatMap((batches) => Effect.forEach(new Set([...batches].flat()), look, { concurrency: 64 })),
+        Effect.map((locks) => locks.flat())
+      )
+    }
   })
 })
 

@@ -21,3 +21,6 @@ const escapeHalves = (key: string): string =>
     /%|[\uD800-\uDBFF](?![\uDC00-\uDFFF])|(?<![\uD800-\uDBFF])[\uDC00-\uDFFF]/g,
     (char) => `%${char.charCodeAt(0).toString(16).padStart(4, "0")}`
   )
+
+/** Text as a pattern that matches it and nothing else. */
+export const escapeGlob = (text: string): string => text.replace(/[\\*?[\]]/g, "\\$&")

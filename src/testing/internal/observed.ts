@@ -113,6 +113,7 @@ const lockStore = (store: LockStore["Service"], probe: Probe): LockStore["Servic
   const { request } = store
   return LockStore.of({
     system: store.system,
+    ...(store.list !== undefined && { list: store.list }),
     tryAcquire: (space, key, ttl) =>
       guard(
         "lock.acquire",
