@@ -24,7 +24,7 @@ export const hostSettings = {
 
 export interface Section {
   readonly title: string
-  readonly settings: Setting.Settings
+  readonly settings: Readonly<Record<string, Setting.Setting<unknown>>>
   /** How the code reads them. */
   readonly config: Config.Config<unknown>
 }

@@ -10,7 +10,7 @@ import type * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import { InvalidInput } from "../Reason.ts"
 
-interface Setting<A> {
+export interface Setting<A> {
   readonly name: string
   readonly type: string
   /** In words. */
@@ -67,24 +67,21 @@ export const count = (minimum: number, maximum: number): Declare<number> =>
 export const choice = <const A extends string>(choices: ReadonlyArray<A>): Declare<A> =>
   kind(choices.map((choice) => `\`${choice}\``).join(", "), (name) => Config.Literals(choices, name))
 
-interface Address {
-  readonly host: string
-  readonly port?: number | undefined
-}
-
 /** `host:port,host:port`; an IPv6 host stands in brackets. */
-export const addresses: Declare<ReadonlyArray<Address>> = kind("`host:port,…`", (name) =>
-  Config.map(Config.String(name), (list) =>
-    list
-      .split(",")
-      .map((address) => address.trim())
-      .filter((address) => address !== "")
-      .map((address) => {
-        const port = /:(\d+)$/.exec(address)
-        const host = (port === null ? address : address.slice(0, port.index)).replace(/^\[(.*)\]$/, "$1")
-        return { host, port: port === null ? undefined : Number(port[1]) }
-      })
-  )
+export const addresses: Declare<ReadonlyArray<{ readonly host: string; readonly port?: number | undefined }>> = kind(
+  "`host:port,…`",
+  (name) =>
+    Config.map(Config.String(name), (list) =>
+      list
+        .split(",")
+        .map((address) => address.trim())
+        .filter((address) => address !== "")
+        .map((address) => {
+          const port = /:(\d+)$/.exec(address)
+          const host = (port === null ? address : address.slice(0, port.index)).replace(/^\[(.*)\]$/, "$1")
+          return { host, port: port === null ? undefined : Number(port[1]) }
+        })
+    )
 )
 
 export type Settings = Readonly<Record<string, Setting<unknown>>>
