@@ -6,8 +6,11 @@
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import * as Cohort from "../layers/Cohort.ts"
 import { describe, ofConfig, type Refused } from "./Refused.ts"
+import * as Server from "./Server.ts"
+import * as Database from "./sql/settings.ts"
 
 export interface Finding {
   readonly verdict: "right" | "wrong"
@@ -57,7 +60,14 @@ export const examine = (backendsOf: Effect.Effect<Cohort.Backends, Refused>): Ex
     if (used.has("memory")) {
       findings.push(right("memory", "in this process: nothing to look at, and nothing is kept when it ends"))
     }
-    if (used.has("redis")) {
+    const isDatabaseNamed = (yield* Effect.mapError(Database.config, ofConfig)).url !== undefined
+    if (isDatabaseNamed) {
+      const { examine } = yield* Effect.promise(() => import("./sql/doctor.ts"))
+      findings.push(...(yield* examined("postgresql", examine)))
+    }
+    // Without a database, what the plugins keep is on Redis as well, if there is one.
+    const isRedisNamed = Option.isSome(yield* Server.named(["REDIS_URL", "REDIS_SENTINELS", "REDIS_CLUSTER"]))
+    if (used.has("redis") || (used.has("amqp") && !isDatabaseNamed && isRedisNamed)) {
       const { examine } = yield* Effect.promise(() => import("./redis/doctor.ts"))
       findings.push(...(yield* examined("redis", examine(backends))))
     }

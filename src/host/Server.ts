@@ -37,7 +37,7 @@ export interface Kind {
 }
 
 /** The first of the variables that names a server. */
-const named = (variables: ReadonlyArray<string>): Effect.Effect<Option.Option<string>> =>
+export const named = (variables: ReadonlyArray<string>): Effect.Effect<Option.Option<string>> =>
   Effect.gen(function* () {
     for (const variable of variables) {
       const value = yield* Effect.orElseSucceed(Config.option(Config.String(variable)), () => Option.none())

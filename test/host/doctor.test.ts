@@ -4,6 +4,7 @@ import { afterAll, afterEach, assert, beforeAll, describe, it } from "@effect/vi
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
+import * as PostgresServer from "../servers/PostgresServer.ts"
 import * as RabbitServer from "../servers/RabbitServer.ts"
 import * as RedisServer from "../servers/RedisServer.ts"
 import { killAll, mainWith } from "./support.ts"
@@ -22,6 +23,8 @@ afterAll(() => Effect.runPromise(Scope.close(scope, Exit.void)))
 afterEach(killAll)
 
 const clean = {
+  DATABASE_URL: undefined,
+  REDIS_URL: undefined,
   COHORT_CACHE: undefined,
   COHORT_LOCK: undefined,
   COHORT_QUEUE: undefined,
@@ -138,6 +141,16 @@ describe("cohort doctor", { timeout: 60_000 }, () => {
     pretending({ version: "7.0.15", seconds: now() - 3_600 }, (url) =>
       finds(onRedis({ REDIS_URL: url }), /^✗ redis: its clock is off by 3\d{6} ms: synchronise both/m)
     ))
+
+  it("names a PostgreSQL that is down", () =>
+    finds({ DATABASE_URL: "postgres://me:s3cret@127.0.0.1:1/data" }, /^✗ postgresql: DATABASE_URL: .*ECONNREFUSED/m))
+  it("names a PostgreSQL that may lose what was committed", async () => {
+    const server = await during(PostgresServer.make({ settings: { synchronous_commit: "off" } }))
+    await finds(
+      { DATABASE_URL: `${server.url}` },
+      /^✗ postgresql: fsync is \w+, synchronous_commit is off: what was committed may be lost/m
+    )
+  })
 
   it("names a RabbitMQ that is down", () =>
     finds(onRabbit({ AMQP_URL: "amqp://127.0.0.1:1" }), /^✗ rabbitmq: .*ECONNREFUSED/m))

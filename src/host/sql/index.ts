@@ -28,10 +28,11 @@ const url: Effect.Effect<Redacted.Redacted, Refused> = Effect.flatMap(Effect.map
 )
 
 /** `DATABASE_URL: …` of what PostgreSQL, or the way there, answers. */
-const why = (error: unknown): Refused =>
+export const why = (error: unknown): Refused =>
   error instanceof Refused ? error : refused(describe(error instanceof SqlError ? error.reason.cause : error))
 
-const client = Layer.unwrap(
+/** Connections to it. */
+export const client = Layer.unwrap(
   Effect.map(url, (url) =>
     Transaction.layer.pipe(
       Layer.provide(PgClient.layer({ url, applicationName: "cohort", connectTimeout: "5 seconds" }))
