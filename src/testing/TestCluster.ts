@@ -129,7 +129,7 @@ export interface TestCluster<S = never> {
   /** The id an instance runs under: its number, and from the second start on which start it is (`"1.2"`). */
   readonly id: (instance: number) => string
   /**
-   * Stops an instance cleanly, after thawing it if need be. Lets virtual time pass while it drains; what has not
+   * Stops an instance cleanly, after thawing it if need be; what `on` runs there is interrupted first. Lets virtual time pass while it drains; what has not
    * stopped after 10 minutes is killed.
    */
   readonly stop: (instance: number) => Effect.Effect<void>
@@ -269,9 +269,8 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>, S = never,
 
     const ended = (member: Member) => () => {
       const { index, state } = member
-      return Effect.die(
-        new InstanceDown({ instance: index, state: state === "running" || state === "frozen" ? "crashed" : state })
-      )
+      const down = state === "running" || state === "frozen" ? "stopped" : state
+      return Effect.die(new InstanceDown({ instance: index, state: down }))
     }
 
     /** Runs an effect in the process of an instance as it is now. */
@@ -327,8 +326,10 @@ export const make = <const Plugins extends ReadonlyArray<Plugin.Any>, S = never,
       Effect.suspend(() => {
         if (!member.isUp) return Effect.void
         member.process.thaw()
+        const { interruptRunning } = member.process
+        const closing = Effect.andThen(interruptRunning, Scope.close(member.scope, Exit.void))
         return member.process
-          .run(Scope.close(member.scope, Exit.void), Context.merge(context, member.context), () => Effect.interrupt)
+          .run(closing, Context.merge(context, member.context), () => Effect.interrupt)
           .pipe(Effect.exit, Effect.andThen(end(member, "stopped")))
       })
     /** A clean stop that lets time pass for as long as it takes, within reason. */

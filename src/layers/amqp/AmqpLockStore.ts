@@ -155,7 +155,10 @@ export const make = (
           return answer(request, Exit.failCause(exit.cause))
         }
         const { accepted } = exit.value.answer as Outcome
-        if (accepted) return take(request, fold.locks.get(request.address)!.owner.fence)
+        if (accepted) {
+          const { owner } = fold.locks.get(request.address)!
+          return owner.touched === exit.value.offset ? take(request, owner.fence) : confirm(request, owner.fence)
+        }
         if (wait) return stand(request)
         request.state = "over"
         leave(request)
@@ -163,12 +166,17 @@ export const make = (
       })
     }
 
-    /** The log says that the lock is this one's. */
+    /** The record that was just read says that the lock is this one's. */
     const take = (request: Request, fence: number) => {
       request.fence = fence
       request.since = log.provenAt()
-      if (timers.now() - request.since <= request.ttl / 4) return hold(request)
-      // Granted some time ago, as far as can be told: a renewal starts the ttl again, and tells when.
+      if (timers.now() - request.since <= request.ttl / 4) hold(request)
+      else confirm(request, fence)
+    }
+
+    /** Granted some time ago, for all that is known: a renewal starts the ttl again, and tells when. */
+    const confirm = (request: Request, fence: number) => {
+      request.fence = fence
       request.state = "confirming"
       log.send(renewOf(request, request.ttl), (exit) => {
         if (request.state !== "confirming") return
@@ -268,7 +276,7 @@ export const make = (
       for (const request of [...requests.values()]) {
         if (request.state !== "waiting") continue
         const lock = fold.locks.get(request.address)
-        if (lock?.owner.id === request.id) take(request, lock.owner.fence)
+        if (lock?.owner.id === request.id) confirm(request, lock.owner.fence)
         else if (!lock?.waiters.has(request.id)) ask(request, true)
       }
     }

@@ -8,11 +8,13 @@
  * Its clock reads the cluster's, plus a skew of the wall time. A sleep that ends while the process is frozen is
  * noticed when it goes on, as a timer of a stopped process is.
  */
+import * as Cause from "effect/Cause"
 import type * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import type * as Fiber from "effect/Fiber"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import type { Scheduler, SchedulerDispatcher } from "effect/Scheduler"
 
 type ProcessState = "running" | "frozen" | "stopped" | "crashed"
@@ -28,6 +30,9 @@ export class Process {
   private kept: Array<() => void> = []
   private readonly dispatcher: SchedulerDispatcher
   private readonly onEnd = new Set<() => void>()
+  /** What was run here from outside, and has not ended. */
+  private readonly running = new Set<Fiber.Fiber<unknown, unknown>>()
+  private stopping = false
 
   constructor(parent: Scheduler, clock: Clock.Clock, runFork: (effect: Effect.Effect<void>) => Fiber.Fiber<void>) {
     this.dispatcher = parent.makeDispatcher()
@@ -115,6 +120,13 @@ export class Process {
     this.onEnd.clear()
   }
 
+  /** Interrupts what was run from outside, as a server does with its requests before all else stops. */
+  readonly interruptRunning: Effect.Effect<void> = Effect.suspend(() => {
+    this.stopping = true
+    const current = Fiber.getCurrent()
+    return Fiber.interruptAll([...this.running].filter((fiber) => fiber !== current))
+  })
+
   /** Runs an effect in a fiber of the process; should the process end first, `ended` is the answer. */
   run<A, E, R>(
     effect: Effect.Effect<A, E, R>,
@@ -126,9 +138,12 @@ export class Process {
       const onEnd = () => resume(Effect.suspend(ended))
       this.onEnd.add(onEnd)
       const fiber = Effect.runForkWith(context)(effect)
+      this.running.add(fiber)
       fiber.addObserver((exit) => {
         this.onEnd.delete(onEnd)
-        resume(exit)
+        this.running.delete(fiber)
+        const isStopped = this.stopping && Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause)
+        resume(isStopped ? Effect.suspend(ended) : exit)
       })
       return Effect.callback<void>((stopped) => {
         fiber.addObserver(() => stopped(Effect.void))
