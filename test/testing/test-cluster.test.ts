@@ -8,6 +8,7 @@ import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import { TestClock } from "effect/testing"
 import { Cache, EventQueue, Instance, Job, Lock, Plugin, PubSub, SyncMessage, Topic } from "../../src/index.ts"
+import { Task, TaskStore, Tasks } from "../../src/plugins/async-task-manager/index.ts"
 import { TestCluster } from "../../src/testing/index.ts"
 
 /** What the instances of a test have done, in order. */
@@ -242,6 +243,50 @@ describe("a cluster in a test", () => {
       )
       assert.deepStrictEqual(counts, [7, 0, 7])
     })
+  )
+
+  it.effect("a task cancelled elsewhere stops here", () =>
+    Effect.gen(function* () {
+      const Import = Task.type("import", { params: Schema.Void, result: Schema.Void })
+      const Imports = Plugin.make("imports", {
+        dependsOn: [Tasks.plugin],
+        beforeLoad: Tasks.Tasks.use((tasks) => tasks.register(Import, () => Effect.never))
+      })
+      const cluster = yield* TestCluster.make(3, [Tasks.plugin, Imports], { services: Tasks.layer })
+      const id = yield* cluster.on(
+        0,
+        Tasks.Tasks.use((tasks) => tasks.start(Import, undefined))
+      )
+      yield* TestClock.adjust("1 second")
+      const canceled = yield* cluster.on(
+        2,
+        Tasks.Tasks.use((tasks) => tasks.cancel(id))
+      )
+      assert.isTrue(canceled)
+      yield* TestClock.adjust("1 second")
+      const { status } = yield* cluster.on(
+        0,
+        Tasks.Tasks.use((tasks) => tasks.get(id))
+      )
+      assert.strictEqual(status, "canceled")
+      assert.deepStrictEqual(yield* cluster.jobs(), [])
+    }).pipe(Effect.provide(TaskStore.layerMemory))
+  )
+
+  it.effect("interrupts what was run on an instance before it stops", () =>
+    Effect.gen(function* () {
+      const cluster = yield* TestCluster.make(1, [Worker])
+      const running = yield* Effect.forkChild(
+        cluster.on(
+          0,
+          Effect.onInterrupt(Effect.never, () => write("interrupted"))
+        )
+      )
+      yield* Effect.yieldNow
+      yield* cluster.stop(0)
+      assert.include(String(running.pollUnsafe()), "has stopped")
+      assert.deepStrictEqual(yield* Diary, ["0: interrupted", "0: released"])
+    }).pipe(Effect.provide(Diary.layer))
   )
 
   it.effect("does the same every time", () =>
