@@ -64,7 +64,7 @@ const setUp = async (outbox: boolean) => {
       sql`CREATE TABLE IF NOT EXISTS plain (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, payload text)`
     ])
   )
-  return { run, sql, received }
+  return { app, run, sql, received }
 }
 
 /** Transactions of one insert and what tells of it. */
@@ -87,11 +87,14 @@ export const committing = async (fibers: number, tells: "outbox" | "after commit
 
 /** From a commit of `n` rows until all have been received and none is left. */
 export const relaying = async (kind: "sync" | "job") => {
-  const { received, run, sql } = await setUp(true)
+  const { app, received, run, sql } = await setUp(true)
   const what = kind === "sync" ? "told" : "work"
   const publish =
     kind === "sync" ? SyncMessage.publish(Told, payload) : EventQueue.publish(Work, payload, { afterCommit: true })
-  const left = Effect.map(sql<{ rows: number }>`SELECT count(*)::int AS rows FROM cohort_outbox`, ([row]) => row!.rows)
+  const left = Effect.map(
+    sql<{ rows: number }>`SELECT count(*)::int AS rows FROM cohort_outbox WHERE app = ${app}`,
+    ([row]) => row!.rows
+  )
   return async (n: number) => {
     const before = received[what]
     let start = 0n
@@ -105,7 +108,7 @@ export const relaying = async (kind: "sync" | "job") => {
           yield* sql.unsafe(`INSERT INTO cohort_outbox (app, kind, channel, message, origin, payload)
             SELECT app, kind, channel, ${id}, origin,
               CASE kind WHEN 'job' THEN regexp_replace(payload, '"id":"[^"]*"', '"id":"' || ${id} || '"') ELSE payload END
-            FROM cohort_outbox, generate_series(2, ${n})`)
+            FROM cohort_outbox, generate_series(2, ${n}) WHERE app = '${app}'`)
         })
       )
     )
