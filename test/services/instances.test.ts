@@ -1,16 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
-import {
-  Cohort,
-  CronJob,
-  Instance,
-  Membership,
-  Singleton,
-  UnservedQueues,
-  WorkerId,
-  WorkerMode
-} from "../../src/index.ts"
+import { Cohort, CronJob, Instance, Membership, Singleton, QueueAlarms, WorkerId, WorkerMode } from "../../src/index.ts"
 import { memory } from "../layers/memory.ts"
 import { redis } from "../layers/redis.ts"
 import { suite } from "./instances.ts"
@@ -65,7 +56,7 @@ describe("bad input", () => {
       const field = <E extends { readonly field: string }>(error: E) => error.field
       assert.strictEqual(field(yield* Effect.flip(Singleton.make("", Effect.void))), "name")
       assert.strictEqual(field(yield* Effect.flip(Singleton.make("x", Effect.void, { ttl: 0 }))), "ttl")
-      assert.strictEqual(field(yield* Effect.flip(UnservedQueues.make({ interval: 0 }))), "interval")
+      assert.strictEqual(field(yield* Effect.flip(QueueAlarms.make({ interval: 0 }))), "interval")
       assert.strictEqual(
         (yield* Effect.flip(Membership.make({ interval: -1 }))).message,
         "interval: must be positive, got -1 ms"

@@ -11,13 +11,14 @@ import {
   type Cohort,
   CronJob,
   EventQueue,
+  Health,
   type Instance,
   Job,
   Membership,
   Plugin,
   PluginHost,
   Singleton,
-  UnservedQueues,
+  QueueAlarms,
   WorkerId
 } from "../../src/index.ts"
 import type { Backend, TestInstance } from "../../src/testing/contracts/Backend.ts"
@@ -271,31 +272,46 @@ export const suite = (backend: Backend): void => {
     )
 
     test(
-      "raise the alarm for jobs that nobody serves, until someone does",
+      "raise the alarm for jobs that nobody serves, until someone does, and for too many dead letters",
       Effect.gen(function* () {
         const start = yield* cluster
         const [a, b] = [yield* start(), yield* start()]
         const Mail = Job.make("mail", Schema.String)
-        const alarm = yield* Scope.provide(
-          a.run(UnservedQueues.make({ after: "300 millis", interval: "100 millis" })),
-          a.scope
+        const Bad = Job.make("bad", Schema.String)
+        const health = yield* Health.make
+        const alarms = yield* QueueAlarms.make({ after: "300 millis", interval: "100 millis", deadLetters: 1 }).pipe(
+          Effect.provideService(Health.Health, health),
+          a.run,
+          Scope.provide(a.scope)
         )
-        yield* Scope.provide(
-          b.run(EventQueue.subscribe(Mail, { process: () => Effect.void, idle: Effect.succeed(false) })),
-          b.scope
+        const raised = Effect.map(alarms.current, (alarms) =>
+          alarms
+            .map(({ channel, count, kind }) => `${kind} ${channel} ${count}`)
+            .sort()
+            .join()
         )
+        const subscribe = (one: Member, job: typeof Mail, process: Effect.Effect<void, string>, idle: boolean) =>
+          one
+            .run(EventQueue.subscribe(job, { process: () => process, idle: Effect.succeed(idle) }))
+            .pipe(Scope.provide(one.scope))
+        yield* subscribe(b, Mail, Effect.void, false)
+        yield* subscribe(b, Bad, Effect.fail("bad"), true)
         yield* b.run(EventQueue.publish(Mail, "hello"))
+        yield* b.run(EventQueue.publish(Bad, "one"))
+        yield* b.run(EventQueue.publish(Bad, "two"))
         yield* until(
-          Effect.map(alarm.current, (unserved) =>
-            unserved.some(({ channel, ready }) => channel === "mail" && ready === 1)
-          ),
-          "the alarm"
+          Effect.map(raised, (raised) => raised === "dying bad 2,unserved mail 1"),
+          "the alarms"
         )
-        yield* Scope.provide(a.run(EventQueue.subscribe(Mail, { process: () => Effect.void })), a.scope)
+        const { components } = yield* health.report
+        assert.strictEqual(components.find(({ component }) => component === "queues")?.status, "degraded")
+        yield* subscribe(a, Mail, Effect.void, true)
+        yield* b.run(EventQueue.discard(Bad, "all"))
         yield* until(
-          Effect.map(alarm.current, (unserved) => unserved.length === 0),
-          "its end"
+          Effect.map(raised, (raised) => raised === ""),
+          "their end"
         )
+        assert.deepStrictEqual((yield* health.report).components, [{ component: "queues", status: "up" }])
       })
     )
   })

@@ -21,6 +21,7 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
 import * as SubscriptionRef from "effect/SubscriptionRef"
+import * as Health from "../../services/Health.ts"
 import * as Timers from "../../services/internal/Timers.ts"
 import { InvalidInput, type Unavailable } from "../../services/Reason.ts"
 import * as AmqpLink from "./AmqpLink.ts"
@@ -142,6 +143,10 @@ export const make = (
     const note = (change: Partial<State>) => {
       runFork(SubscriptionRef.update(states, (state) => ({ ...state, ...change })))
     }
+    yield* Health.register(
+      "rabbitmq",
+      Effect.map(SubscriptionRef.get(states), (state) => Health.ofLinks({ ...state }))
+    )
 
     // --- what waits for the publishing connection ---
 

@@ -21,6 +21,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as SubscriptionRef from "effect/SubscriptionRef"
 import { Cluster, type RedisOptions as IoredisOptions, Redis } from "ioredis"
+import * as Health from "../../services/Health.ts"
 import * as Timers from "../../services/internal/Timers.ts"
 import { InvalidInput, type Unavailable } from "../../services/Reason.ts"
 import * as RedisLink from "./RedisLink.ts"
@@ -142,6 +143,10 @@ export const make = (
     const note = (change: Partial<State>) => {
       runFork(SubscriptionRef.update(states, (state) => ({ ...state, ...change })))
     }
+    yield* Health.register(
+      "redis",
+      Effect.map(SubscriptionRef.get(states), (state) => Health.ofLinks({ ...state }))
+    )
     const common = { timers, timeout, reconnect: settings.reconnect }
 
     // --- subscriptions ---

@@ -33,6 +33,7 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
+import * as Health from "../../../services/Health.ts"
 import * as Timers from "../../../services/internal/Timers.ts"
 import { Instance } from "../../../services/Instance.ts"
 import type { Unavailable } from "../../../services/Reason.ts"
@@ -158,6 +159,12 @@ export const make = (
       if (!stalled && session !== undefined && now() - Math.max(provenAt, openedAt) >= staleness) stalled = true
       return stalled
     }
+    yield* Health.register(
+      "rabbitmq log",
+      Effect.sync(() =>
+        isStalled() ? Health.down("it has stalled: caches are empty, locks are not granted") : Health.up
+      )
+    )
     /** Why the log could not be opened, since it was last. */
     let lastError: Unavailable | undefined
     const late = () => {
