@@ -163,6 +163,7 @@ const startAll = (options: {
     const csv = Layer.succeedContext(yield* Layer.build(CsvFiles.layerDirectory(directory)))
     const instances = yield* Effect.forEach(names, (id, i) =>
       Host.start({
+        app,
         id,
         port: port === 0 ? 0 : port + i,
         services: Layer.merge(

@@ -56,7 +56,7 @@ export const run = (options: {
       Layer.succeedContext(files)
     )
     const serve = Effect.gen(function* () {
-      const { url } = yield* Host.start({ id: options.id, port: options.port, services })
+      const { url } = yield* Host.start({ app: options.app, id: options.id, port: options.port, services })
       yield* tell({ _tag: "Listening", url })
       yield* orphaned
       yield* Effect.logWarning("The supervisor is gone: stopping")

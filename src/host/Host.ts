@@ -3,6 +3,8 @@
  */
 import { createServer } from "node:http"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServer from "effect/http/HttpServer"
@@ -11,7 +13,7 @@ import * as HttpApiMiddleware from "effect/http-api/HttpApiMiddleware"
 import * as HttpApiSwagger from "effect/http-api/HttpApiSwagger"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
-import type * as Cohort from "../layers/Cohort.ts"
+import * as Cohort from "../layers/Cohort.ts"
 import { TaskStore, Tasks } from "../plugins/async-task-manager/index.ts"
 import { Auth, AuthStore } from "../plugins/auth/index.ts"
 import {
@@ -20,9 +22,16 @@ import {
   type CsvFiles,
   plugin as dataSourceMain
 } from "../plugins/data-source-main/index.ts"
+import * as Health from "../services/Health.ts"
+import * as Setting from "../services/internal/setting.ts"
+import * as Membership from "../services/Membership.ts"
 import * as PluginHost from "../services/PluginHost.ts"
+import * as QueueAlarms from "../services/QueueAlarms.ts"
+import * as WorkerMode from "../services/WorkerMode.ts"
 import { Api } from "./Api.ts"
 import * as Handlers from "./handlers.ts"
+import * as Probes from "./Probes.ts"
+import * as Telemetry from "./Telemetry.ts"
 
 /** What the plugins keep: the same for all instances. */
 export type Stores = AuthStore.AuthStore | TaskStore.TaskStore | CollectionStore.CollectionStore | CsvFiles.CsvFiles
@@ -37,24 +46,43 @@ export interface RunningInstance {
   readonly url: string
 }
 
+/** What an instance reads by itself. */
+export const settings = {
+  drainDelay: Setting.duration(
+    "COHORT_DRAIN_DELAY",
+    "none",
+    "How long an instance that is told to stop is not ready, and still serves, before it does"
+  ),
+  ...Telemetry.settings
+}
+
 /**
- * Starts an instance, and stops it with the scope: first the HTTP server, then the
- * plugins (which drain), then the services below.
+ * Starts an instance, and stops it with the scope: it is not ready any more, then the HTTP server ends, then the
+ * plugins (which drain), then the services below. One whose worker mode serves no requests has probes only.
  */
 export const start = <E>(options: {
+  readonly app: string
   readonly id: string
   /** 0 takes a free one. */
   readonly port: number
   readonly services: Layer.Layer<Cohort.Services | Stores, E>
 }) =>
   Effect.gen(function* () {
-    const routes = Layer.mergeAll(
+    const api = Layer.mergeAll(
       HttpApiBuilder.layer(Api, { openapiPath: "/openapi.json" }).pipe(
         Layer.provide(Handlers.layer),
         Layer.provide(HttpApiMiddleware.layerProblemDetails({ includeDetails: true }))
       ),
       HttpApiSwagger.layer(Api, { path: "/docs" })
     )
+    const routes = Layer.unwrap(
+      Effect.map(WorkerMode.servingRequests, (requests) => (requests ? Layer.merge(Probes.layer, api) : Probes.layer))
+    )
+    const { drainDelay = Duration.zero, version = "0" } = yield* Setting.all({
+      drainDelay: settings.drainDelay,
+      version: Cohort.instanceSettings.version
+    })
+    const base = Layer.mergeAll(Health.layer, Telemetry.layer({ app: options.app, id: options.id, version }))
     const domain = Layer.mergeAll(Auth.layer, Tasks.layer, Collections.layer)
     const layer = HttpRouter.serve(routes, { disableLogger: true, disableListenLog: true }).pipe(
       Layer.provideMerge(
@@ -66,11 +94,17 @@ export const start = <E>(options: {
       ),
       Layer.provide(PluginHost.layer([Tasks.plugin, Auth.plugin, dataSourceMain])),
       Layer.provide(domain),
-      Layer.provide(options.services)
+      Layer.provide(QueueAlarms.layer),
+      Layer.provide(Membership.layer),
+      Layer.provide(options.services),
+      Layer.provideMerge(base)
     )
     // A memo map of its own: no instance shares a service with another.
     const context = yield* Layer.buildWithMemoMap(layer, yield* Layer.makeMemoMap, yield* Scope.Scope)
     const { address } = yield* Effect.provide(HttpServer.HttpServer, context)
     const port = "port" in address ? address.port : options.port
+    const health = Context.get(context, Health.Health)
+    yield* health.started
+    yield* Effect.addFinalizer(() => Effect.andThen(health.stopping, Effect.sleep(drainDelay)))
     return { id: options.id, url: `http://127.0.0.1:${port}` } satisfies RunningInstance
   }).pipe(Effect.annotateLogs({ instance: options.id }))

@@ -8,6 +8,7 @@ import * as AmqpOptions from "../layers/amqp/AmqpOptions.ts"
 import * as Cohort from "../layers/Cohort.ts"
 import * as RedisOptions from "../layers/redis/RedisOptions.ts"
 import * as Setting from "../services/internal/setting.ts"
+import * as Host from "./Host.ts"
 import { describe, ofConfig, Refused } from "./Refused.ts"
 import * as Database from "./sql/settings.ts"
 
@@ -39,7 +40,8 @@ export const sections: ReadonlyArray<Section> = [
   { title: "Redis", settings: RedisOptions.settings, config: RedisOptions.config },
   { title: "RabbitMQ", settings: AmqpOptions.settings, config: AmqpOptions.config },
   { title: "PostgreSQL", settings: Database.settings, config: Database.config },
-  { title: "The host", settings: hostSettings, config: Setting.all(hostSettings) }
+  { title: "The host", settings: hostSettings, config: Setting.all(hostSettings) },
+  { title: "Instances of the host", settings: Host.settings, config: Setting.all(Host.settings) }
 ]
 
 /** What the commands read. */

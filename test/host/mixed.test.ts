@@ -36,6 +36,7 @@ it.live(
       )
       const instances = yield* Effect.forEach(["a", "b", "c"], (id) =>
         Host.start({
+          app: "mixed",
           id,
           port: 0,
           services: Layer.merge(Layer.provide(Cohort.layerConfig, ConfigProvider.layer(environment(id))), stores)
