@@ -3,6 +3,7 @@
  * of one signal) names one. The other variables of OpenTelemetry's specification are read as well.
  */
 import * as NodeHttpClient from "@effect/platform-node/NodeHttpClient"
+import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Otlp from "effect/observability/Otlp"
@@ -19,6 +20,15 @@ export const settings = {
   serviceName: Setting.text("OTEL_SERVICE_NAME", "the name of the app", "What the collector calls the app")
 }
 
+/** The specification's defaults, which are not those of the exporters. */
+const defaults = ConfigProvider.layerAdd(
+  ConfigProvider.fromEnvRecord({
+    OTEL_TRACES_EXPORTER: "otlp",
+    OTEL_METRICS_EXPORTER: "otlp",
+    OTEL_LOGS_EXPORTER: "otlp"
+  })
+)
+
 export const layer = (instance: { readonly app: string; readonly id: string; readonly version: string }) =>
   Layer.unwrap(
     Effect.gen(function* () {
@@ -30,6 +40,6 @@ export const layer = (instance: { readonly app: string; readonly id: string; rea
           serviceVersion: instance.version,
           attributes: { "service.instance.id": instance.id }
         }
-      }).pipe(Layer.provide([OtlpSerialization.layerJson, NodeHttpClient.layerUndici]))
+      }).pipe(Layer.provide([OtlpSerialization.layerJson, NodeHttpClient.layerUndici, defaults]))
     })
   )
