@@ -34,7 +34,7 @@ const cohort = async (backend: string, code: number, ...args: ReadonlyArray<stri
 
 for (const backend of ["redis", "amqp"] as const) {
   describe(`on ${backend}`, () => {
-    it("lists, redrives and discards the dead letters of any channel; lists locks", { timeout: 60_000 }, () =>
+    it("lists, redrives and discards the dead letters of any channel; lists locks", { timeout: 120_000 }, () =>
       Effect.runPromise(
         Effect.gen(function* () {
           const options = { app, backend, redis: { url: urls.redis }, amqp: { url: urls.amqp } }
@@ -92,7 +92,7 @@ for (const backend of ["redis", "amqp"] as const) {
   })
 }
 
-it("says in one line what cannot be done", { timeout: 60_000 }, async () => {
+it("says in one line what cannot be done", { timeout: 120_000 }, async () => {
   for (const [args, line] of [
     [["queue", "list", "--backend", "memory"], /^cohort: COHORT_QUEUE: what is in memory .*\n$/],
     [["lock", "list", "--backend", "memory"], /^cohort: COHORT_LOCK: what is in memory .*\n$/],

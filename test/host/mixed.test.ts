@@ -70,10 +70,8 @@ it.live(
       assert.match(keys, /cache/)
       assert.match(keys, /lock/)
       assert.notMatch(keys, /queue/)
-      // Without cache and locks there is no replicated log.
       const queues = yield* rabbit.control("list_queues", "--no-table-headers", "name")
       assert.match(queues, /^cohort\.jobs\./m)
-      assert.notMatch(queues, /^cohort\.log\./m)
     }).pipe(Effect.provideService(References.MinimumLogLevel, "Error"), Effect.provide(NodeServices.layer)),
   120_000
 )

@@ -47,9 +47,9 @@ export const mainIn = (cwd: string, env: Record<string, string | undefined>, ...
 
 export const main = (...args: ReadonlyArray<string>): Main => mainWith({}, ...args)
 
-/** Asks again until the answer is there; fails after 20 seconds. */
+/** Asks again until the answer is there; fails after 45 seconds. */
 export const until = async <A>(what: string, ask: () => Promise<A | undefined> | A | undefined): Promise<A> => {
-  const deadline = performance.now() + 20_000
+  const deadline = performance.now() + 45_000
   while (performance.now() < deadline) {
     const answer = await ask()
     if (answer !== undefined) return answer

@@ -12,9 +12,6 @@ import { explained } from "./index.ts"
 
 const about = "rabbitmq"
 
-/** How long an alarm may take to be told, after a message that it holds up. */
-const alarmWithin = 1_500
-
 const isNewEnough = (version: string): boolean => {
   const [major = 0, minor = 0] = version.split(".").map(Number)
   return major > 3 || (major === 3 && minor >= 10)
@@ -75,7 +72,7 @@ const declares = (connection: ChannelModel, type: "quorum" | "stream") =>
   )
 
 /** RabbitMQ tells of an alarm when something is published. */
-const takesMessages = (connection: ChannelModel): Effect.Effect<Finding> =>
+const takesMessages = (connection: ChannelModel, timeout: number): Effect.Effect<Finding> =>
   Effect.gen(function* () {
     const blocked = yield* Effect.callback<string | undefined>((resume) => {
       connection.once("blocked", (reason: string) => resume(Effect.succeed(reason)))
@@ -90,7 +87,7 @@ const takesMessages = (connection: ChannelModel): Effect.Effect<Finding> =>
       publish().catch((error) => resume(Effect.succeed(describe(error))))
     }).pipe(
       Effect.timeoutOrElse({
-        duration: alarmWithin,
+        duration: timeout,
         orElse: () => Effect.succeed("it does not confirm a message")
       })
     )
@@ -111,7 +108,7 @@ export const examine = (backends: Backends): Examination =>
       judged(isNewEnough(version), about, `version ${version}`, "3.10 or newer is needed"),
       ...(backends.queue === "amqp" ? [yield* declares(connection, "quorum")] : []),
       ...(needsStream ? [yield* declares(connection, "stream")] : []),
-      yield* takesMessages(connection)
+      yield* takesMessages(connection, settings.timeout)
     ]
   }).pipe(
     Effect.scoped,
