@@ -39,6 +39,7 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
+import * as Health from "./Health.ts"
 import { Instance } from "./Instance.ts"
 import * as AfterCommit from "./internal/afterCommit.ts"
 import { getOrMake } from "./internal/getOrMake.ts"
@@ -317,6 +318,20 @@ export const makeService = (
                 for (const receiver of receivers) if (receiver.channel === channel) receiver.want()
               })
           })
+      })
+    )
+
+    yield* Health.register(
+      "sync",
+      Effect.sync(() => {
+        const failing = Array.from(receivers, (entry) => entry.status()).filter(
+          ({ resync }) => (resync?.failures ?? 0) > 0
+        )
+        return failing.length === 0
+          ? Health.up
+          : Health.degraded(
+              failing.map(({ channel, resync }) => `the resync of "${channel}" fails: ${resync?.lastError}`).join("; ")
+            )
       })
     )
 

@@ -42,6 +42,7 @@ import type * as Scope from "effect/Scope"
 import * as Migrator from "effect/sql/Migrator"
 import * as SqlClient from "effect/sql/SqlClient"
 import type { SqlError } from "effect/sql/SqlError"
+import * as Health from "./Health.ts"
 import * as AfterCommit from "./internal/afterCommit.ts"
 import * as OutboxTable from "./internal/outbox/OutboxTable.ts"
 import * as Relay from "./internal/outbox/Relay.ts"
@@ -101,6 +102,9 @@ export interface Options {
 
 const unavailable = (error: SqlError) =>
   new Unavailable({ backend: "outbox", detail: error.message, cause: error.reason.cause })
+
+/** From which age on, in milliseconds, a row that waits wants looking at. */
+const lateAfter = 60_000
 
 /** How long a row may take that is a transaction of its own. */
 const writeTimeout = "5 seconds"
@@ -165,6 +169,22 @@ export const make = (
       Effect.delay(interval),
       Effect.forever,
       Effect.forkScoped
+    )
+
+    yield* Health.register(
+      "outbox",
+      Effect.match(status, {
+        onFailure: ({ message }) => Health.down(message),
+        onSuccess: (channels) => {
+          const late = channels.filter(({ age, depth, failed }) => failed > 0 || (depth > 0 && age > lateAfter))
+          if (late.length === 0) return Health.up
+          return Health.degraded(
+            late
+              .map(({ channel, depth, failed }) => `"${channel}" has ${depth} rows waiting and ${failed} set aside`)
+              .join("; ")
+          )
+        }
+      })
     )
 
     return SyncOutbox.of({

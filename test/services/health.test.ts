@@ -2,9 +2,12 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import { TestClock } from "effect/testing"
-import { Health } from "../../src/index.ts"
+import { Cohort, Health, SyncMessage } from "../../src/index.ts"
+import { MemoryHub } from "../../src/layers/memory/index.ts"
 
 const report = Health.Health.use(({ report }) => report)
 const test = (name: string, body: Effect.Effect<void, never, Health.Health | Scope.Scope>) =>
@@ -67,4 +70,30 @@ describe("Health", () => {
   )
 
   it.effect("registering does nothing where nobody asks for it", () => Health.register("x", Effect.succeed(Health.up)))
+})
+
+describe("the health of sync channels", () => {
+  it.effect("names the channel whose resync fails, until it succeeds", () =>
+    Effect.gen(function* () {
+      const health = yield* Health.make
+      let broken = true
+      const channel = SyncMessage.make("fields", Schema.String)
+      const hub = yield* MemoryHub.make
+      const start = (id: string) =>
+        Layer.build(Layer.provide(Cohort.layerMemory({ id, hub }), Layer.succeed(Health.Health, health)))
+      const [a, b] = [yield* start("a"), yield* start("b")]
+      const resync = Effect.suspend(() => (broken ? Effect.fail("no database") : Effect.void))
+      yield* SyncMessage.subscribe(channel, { handle: () => Effect.void, resync }).pipe(Effect.provide(a))
+      yield* SyncMessage.publish(channel, "x").pipe(Effect.provide(b))
+      yield* TestClock.adjust("1 second")
+      const found = () =>
+        Effect.map(health.report, ({ components }) => components.filter(({ status }) => status !== "up"))
+      const [finding] = yield* found()
+      assert.strictEqual(finding?.component, "sync")
+      assert.match(finding?.detail ?? "", /^the resync of "fields" fails: .*no database/)
+      broken = false
+      yield* TestClock.adjust("1 minute")
+      assert.deepStrictEqual(yield* found(), [])
+    })
+  )
 })
