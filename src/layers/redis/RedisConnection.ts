@@ -26,7 +26,7 @@ import * as Timers from "../../services/internal/Timers.ts"
 import { InvalidInput, type Unavailable } from "../../services/Reason.ts"
 import * as RedisLink from "./RedisLink.ts"
 import { clusterOptions, config, type RedisOptions, read, type Settings } from "./RedisOptions.ts"
-import { hasNotRun, isLost, makeTurns, Request, Sent } from "./RedisRequest.ts"
+import { type Answered, hasNotRun, isLost, makeTurns, Request, Sent } from "./RedisRequest.ts"
 import type { RedisScript } from "./RedisScript.ts"
 import * as RedisSubscriber from "./RedisSubscriber.ts"
 
@@ -238,19 +238,20 @@ export const make = (
       timers.cancel(request)
     }
 
+    const answered: Answered = {
+      onReply: (request, reply) => end(request, Exit.succeed(reply)),
+      onError: (request, error, sent) => {
+        if (request.done) return
+        const isRepeatable = hasNotRun(sent, error) || (request.retry && isLost(error))
+        if (isRepeatable && commands.state() !== "closed") wait(request)
+        else end(request, Exit.fail(RedisLink.unavailable(error.message, error)))
+      }
+    }
+
     const dispatch = (request: Request) => {
-      const sent = new Sent(request, turns)
+      const sent = new Sent(request, turns, answered)
       if (request.node === undefined) client.sendCommand(sent, turns.writer)
       else request.node.sendCommand(sent)
-      sent.promise.then(
-        (reply) => end(request, Exit.succeed(reply)),
-        (error) => {
-          if (request.done) return
-          const isRepeatable = hasNotRun(sent, error) || (request.retry && isLost(error))
-          if (isRepeatable && commands.state() !== "closed") wait(request)
-          else end(request, Exit.fail(RedisLink.unavailable(error.message, error)))
-        }
-      )
     }
 
     /** Whether its own subscription must be made again before. */

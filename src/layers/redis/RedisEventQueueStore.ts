@@ -34,8 +34,10 @@ import * as Scripts from "./RedisEventQueueScripts.ts"
 import { RedisQueueWorker, readRecord } from "./RedisQueueWorker.ts"
 import { decodeKey, encodeKey, millis } from "./wire.ts"
 
-/** How many jobs are published, listed, redriven or discarded by one script. */
+/** How many jobs are listed, redriven or discarded by one script. */
 const mostPerScript = 500
+/** How many are published by one: few enough that Redis begins on them while the rest of a crowd is being collected. */
+const mostPublished = 32
 
 /** A job to publish, as the script wants it, and who waits for the answer. */
 interface Publication {
@@ -63,17 +65,23 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, RedisConnect
     const queueOf = (channel: string) => getOrMake(queues, channel, () => makeQueue(channel))
     const makeQueue = (channel: string) => {
       const keys = Scripts.keys(`cohort:{${channel}}`)
-      const publications = perTurn.make<Publication>((publications) => {
-        const args: Array<string | number> = [redis.isCluster ? 1 : 0]
-        for (const { delay, id, record } of publications) args.push(id, delay, record)
-        redis.requestRun<string>(Scripts.publish, keys, args, (result) => {
-          for (const [i, { resume }] of publications.entries()) {
-            resume(
-              result._tag === "Success" ? Exit.succeed(result.value.charCodeAt(i) === 49) : Exit.failCause(result.cause)
-            )
-          }
-        })
-      }, mostPerScript)
+      const publications = perTurn.make<Publication>(
+        (publications) => {
+          const args: Array<string | number> = [redis.isCluster ? 1 : 0]
+          for (const { delay, id, record } of publications) args.push(id, delay, record)
+          redis.requestRun<string>(Scripts.publish, keys, args, (result) => {
+            for (const [i, { resume }] of publications.entries()) {
+              resume(
+                result._tag === "Success"
+                  ? Exit.succeed(result.value.charCodeAt(i) === 49)
+                  : Exit.failCause(result.cause)
+              )
+            }
+          })
+        },
+        mostPublished,
+        () => void redis.flush()
+      )
       return { keys, publications }
     }
 

@@ -50,29 +50,34 @@ interface Turn {
   readonly stream: Socket
   /** Whether any of it may have left this process. */
   left: boolean
-  /** How many commands it has. */
-  count: number
+  /** How much of a write it is. */
+  weight: number
   /** What is to be written, where the commands do not write by themselves. */
   text: string
 }
 
 /** One write for what is sent in one turn, up to a size: writing is most of what a command costs. */
 export interface Turns {
-  /** The one that a command for a socket belongs to. */
-  readonly of: (stream: Socket) => Turn
+  /** The one that a command of this weight for a socket belongs to. */
+  readonly of: (stream: Socket, weight: number) => Turn
   /** What ioredis is to write a command to, instead of the socket: one text is cheaper to write than many. */
   readonly writer: Socket | undefined
   /** Hands what is written to the operating system, now instead of when the turn ends. */
   readonly end: () => void
 }
 
-/** What is more goes out in another one, so that Redis begins while the rest is prepared. */
-const mostPerWrite = 8
+/**
+ * What is more goes out in another write, so that Redis begins while the rest is prepared: this many
+ * commands, or scripts, that keep it busy for some eight times as long.
+ */
+const mostPerWrite = 64
+const weightOf = (command: string): number => (command.startsWith("eval") ? 8 : 1)
 
 /** The nodes of a Redis Cluster are not known beforehand: there the socket itself collects what it writes. */
 export const makeTurns = (client: Redis | Cluster): Turns => {
   const collects = client instanceof Cluster
-  const turns = new Map<Socket, Turn>()
+  // A map that is cleared again and again keeps what it held alive: each of its tables points to the next.
+  let open: Array<Turn> = []
   let last: Turn | undefined
   const write = (turn: Turn) => {
     if (collects) turn.stream.uncork()
@@ -81,23 +86,24 @@ export const makeTurns = (client: Redis | Cluster): Turns => {
     turn.left = !turn.stream.destroyed && turn.stream.errored === null
   }
   const end = () => {
-    for (const turn of turns.values()) write(turn)
-    turns.clear()
+    const turns = open
+    open = []
+    for (const turn of turns) write(turn)
   }
   return {
-    of: (stream) => {
-      let turn = turns.get(stream)
-      if (turn !== undefined && turn.count === mostPerWrite) {
-        write(turn)
-        turn = undefined
-      }
-      if (turn === undefined) {
-        if (turns.size === 0) process.nextTick(end)
-        turn = { stream, left: false, count: 0, text: "" }
-        turns.set(stream, turn)
+    of: (stream, weight) => {
+      let turn = open.find((turn) => turn.stream === stream)
+      if (turn === undefined || turn.weight >= mostPerWrite) {
+        if (turn !== undefined) {
+          write(turn)
+          open = open.filter((other) => other !== turn)
+        }
+        if (open.length === 0) process.nextTick(end)
+        turn = { stream, left: false, weight: 0, text: "" }
+        open.push(turn)
         if (collects) stream.cork()
       }
-      turn.count++
+      turn.weight += weight
       last = turn
       return turn
     },
@@ -117,20 +123,45 @@ export const makeTurns = (client: Redis | Cluster): Turns => {
 
 const utf8 = { replyEncoding: "utf8" } as const
 
-/** A command of ioredis that knows when it is written. */
+/** What becomes of a command. A reply is handled while it is read, an error later. */
+export interface Answered {
+  readonly onReply: (request: Request, reply: unknown) => void
+  readonly onError: (request: Request, error: Error, sent: Sent) => void
+}
+
+/**
+ * A command of ioredis that knows when it is written. It has no promise: that would cost a turn of its own, and
+ * keep the command in memory until V8 collects all of it.
+ */
 export class Sent extends Command {
   turn: Turn | undefined = undefined
   readonly turns: Turns
   readonly channel: string | undefined
 
-  constructor({ args, channel, command }: Request, turns: Turns) {
-    super(command, args as Array<Argument>, utf8)
+  constructor(request: Request, turns: Turns, { onError, onReply }: Answered) {
+    super(request.command, [], utf8)
+    this.args = [...request.args]
+    this.stringifyArguments()
     this.turns = turns
-    this.channel = channel
+    this.channel = request.channel
+    const resolve = (reply: Buffer) => {
+      this.isSettled = true
+      this["_clearTimers"]()
+      onReply(request, this.transformReply(reply))
+    }
+    // It may be refused while it is being sent.
+    const reject = (error: Error) => {
+      this.isSettled = true
+      this["_clearTimers"]()
+      queueMicrotask(() => onError(request, error, this))
+    }
+    // V8 makes a function old at once that is written as what a property becomes, and with it what it refers to.
+    this.resolve = resolve
+    this.reject = reject
   }
 
   override toWritable(stream: Socket) {
-    this.turn = this.turns.of(stream)
+    this.turn = this.turns.of(stream, weightOf(this.name))
     return super.toWritable(stream)
   }
 
@@ -139,6 +170,9 @@ export class Sent extends Command {
     return this.channel === undefined ? super.getSlot() : new Command("get", [this.channel]).getSlot()
   }
 }
+
+// What ioredis makes in the constructor: the promise, which nobody awaits, and the arguments as text.
+Object.defineProperty(Sent.prototype, "initPromise", { value: () => {} })
 
 /** Whether Redis has certainly not run a command that failed: it had not left, or a master that is none any longer refused it. */
 export const hasNotRun = (sent: Sent, error: Error): boolean =>
