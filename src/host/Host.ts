@@ -48,6 +48,11 @@ export interface RunningInstance {
 
 /** What an instance reads by itself. */
 export const settings = {
+  host: Setting.text(
+    "COHORT_HOST",
+    "`127.0.0.1`: this machine only",
+    "Address that instances listen on; `0.0.0.0` is every IPv4 one, in a container for instance"
+  ),
   drainDelay: Setting.duration(
     "COHORT_DRAIN_DELAY",
     "none",
@@ -78,7 +83,12 @@ export const start = <E>(options: {
     const routes = Layer.unwrap(
       Effect.map(WorkerMode.servingRequests, (requests) => (requests ? Layer.merge(Probes.layer, api) : Probes.layer))
     )
-    const { drainDelay = Duration.zero, version = "0" } = yield* Setting.all({
+    const {
+      drainDelay = Duration.zero,
+      host = "127.0.0.1",
+      version = "0"
+    } = yield* Setting.all({
+      host: settings.host,
       drainDelay: settings.drainDelay,
       version: Cohort.instanceSettings.version
     })
@@ -88,7 +98,7 @@ export const start = <E>(options: {
       Layer.provideMerge(
         NodeHttpServer.layer(createServer, {
           port: options.port,
-          host: "127.0.0.1",
+          host,
           gracefulShutdownTimeout: "5 seconds"
         })
       ),
@@ -106,5 +116,11 @@ export const start = <E>(options: {
     const health = Context.get(context, Health.Health)
     yield* health.started
     yield* Effect.addFinalizer(() => Effect.andThen(health.stopping, Effect.sleep(drainDelay)))
-    return { id: options.id, url: `http://127.0.0.1:${port}` } satisfies RunningInstance
+    return { id: options.id, url: urlOf(host, port) } satisfies RunningInstance
   }).pipe(Effect.annotateLogs({ instance: options.id }))
+
+/** Where an instance answers: one that listens on every address does on this machine's own. */
+const urlOf = (host: string, port: number): string => {
+  if (host === "0.0.0.0") return `http://127.0.0.1:${port}`
+  return `http://${host === "::" ? "[::1]" : host.includes(":") ? `[${host}]` : host}:${port}`
+}

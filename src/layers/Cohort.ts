@@ -325,6 +325,11 @@ export const defaultSettings = {
     "COHORT_SHUTDOWN_TIMEOUT",
     "`30 seconds`",
     "How long running jobs may take to end when an instance stops"
+  ),
+  telemetry: Setting.boolean(
+    "COHORT_TELEMETRY",
+    "`true`",
+    "Whether messages, attempts and cache look-ups are counted, and logs of handlers annotated"
   )
 }
 

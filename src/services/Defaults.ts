@@ -7,7 +7,7 @@ import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 
 /**
- * Read when the layers of `Lock` and `EventQueue` are built; a value that makes no sense fails the first call that it
+ * Read when the layers of the primitives are built; a value that makes no sense fails the first call that it
  * applies to, with `InvalidInput`.
  *
  * @since 0.2.0
@@ -21,6 +21,12 @@ export interface Defaults {
   readonly queueConcurrency?: number | undefined
   /** `shutdownTimeout` of a queue's worker. Default 30 seconds. */
   readonly shutdownTimeout?: Duration.Input | undefined
+  /**
+   * Whether what happens all the time is counted (messages, attempts, cache look-ups, how long handlers take), and logs
+   * of handlers are annotated with channel, job, attempt and instance. Default `true`. What tells of trouble is counted
+   * and annotated always; spans are made where a tracer is provided.
+   */
+  readonly telemetry?: boolean | undefined
 }
 
 /**

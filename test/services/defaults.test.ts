@@ -3,6 +3,8 @@ import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Metric from "effect/Metric"
+import * as References from "effect/References"
 import * as Schema from "effect/Schema"
 import { TestClock } from "effect/testing"
 import { Cohort, EventQueue, Job, Lock } from "../../src/index.ts"
@@ -58,4 +60,38 @@ it.effect("a subscription has the concurrency and the time to drain of the envir
     yield* Fiber.join(subscribed)
     assert.strictEqual(interrupted, 2)
   }).pipe(Effect.provide(configured))
+)
+
+const seenBy = (telemetry: string) =>
+  Effect.gen(function* () {
+    const seen = yield* Effect.scoped(
+      Effect.gen(function* () {
+        let annotations: object = {}
+        yield* EventQueue.subscribe(Sleep, {
+          process: () => Effect.map(References.CurrentLogAnnotations, (found) => (annotations = found))
+        })
+        yield* EventQueue.publish(Sleep, undefined)
+        yield* TestClock.adjust("1 second")
+        const counted = (yield* Metric.snapshot).map(({ id }) => id).filter((id) => id.startsWith("messaging."))
+        return { annotations: Object.keys(annotations), counted: [...new Set(counted)].length }
+      })
+    )
+    return seen
+  }).pipe(
+    Effect.provide(
+      Cohort.layerConfig.pipe(
+        Layer.provide(ConfigProvider.layer(ConfigProvider.fromUnknown({ COHORT_TELEMETRY: telemetry })))
+      )
+    ),
+    Effect.provideService(Metric.MetricRegistry, new Map())
+  )
+
+it.effect("nothing is counted, and no log annotated, where the environment has telemetry off", () =>
+  Effect.gen(function* () {
+    assert.deepStrictEqual(yield* seenBy("true"), {
+      annotations: ["channel", "instance", "job", "attempt"],
+      counted: 3
+    })
+    assert.deepStrictEqual(yield* seenBy("false"), { annotations: [], counted: 0 })
+  })
 )

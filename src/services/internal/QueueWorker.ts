@@ -294,9 +294,10 @@ export const run = <A, RD, RE, R, R2>(
     }
 
     const annotations = { ...Context.get(context, References.CurrentLogAnnotations), ...instance }
+    const { telemetry = true } = defaults
     /** The context of an attempt; cheaper than `annotateLogs`, which changes that of a fiber and back. */
     const logging = ({ attempt, id }: Delivery): Context.Context<RD | R> =>
-      Context.add(context, References.CurrentLogAnnotations, { ...annotations, job: id, attempt })
+      telemetry ? Context.add(context, References.CurrentLogAnnotations, { ...annotations, job: id, attempt }) : context
 
     const spanned = <E2, R3>({ attempt, id, payload }: Delivery, handler: Effect.Effect<unknown, E2, R3>) =>
       consuming(
@@ -314,10 +315,10 @@ export const run = <A, RD, RE, R, R2>(
     const runHandler = (entry: Running, handler: Effect.Effect<unknown, unknown, RD | R>, readable?: () => boolean) => {
       const { delivery } = entry
       // The wall clock costs a quarter of the other, and is exact enough for buckets of milliseconds.
-      const began = clock.currentTimeMillisUnsafe()
+      const began = telemetry ? clock.currentTimeMillisUnsafe() : 0
       const fiber = Effect.runForkWith(logging(delivery))(traced ? spanned(delivery, handler) : handler)
       const done = (exit: Exit.Exit<unknown, unknown>) => {
-        seen.durations.add(Math.max(clock.currentTimeMillisUnsafe() - began, 0) / 1_000)
+        if (telemetry) seen.durations.add(Math.max(clock.currentTimeMillisUnsafe() - began, 0) / 1_000)
         if (exit._tag === "Failure" && readable !== undefined && !readable() && entry.verdict === undefined) {
           failed(entry, "Undecodable", describe(exit.cause))
         } else if (!entry.over) {

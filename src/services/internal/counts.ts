@@ -1,11 +1,12 @@
 /**
  * Series for what happens too often to pay for a metric's update each time: an addition, read when metrics are.
  *
- * Series are told apart from those of other instances in the process by `messaging.client.id`, and end with the scope.
+ * Where `Defaults` has telemetry off, nobody reads them. They are told apart from those of other instances in the process by `messaging.client.id`, and end with the scope.
  */
 import * as Effect from "effect/Effect"
 import * as Metric from "effect/Metric"
 import type * as Scope from "effect/Scope"
+import { Defaults } from "../Defaults.ts"
 import { Instance } from "../Instance.ts"
 import { getOrMake } from "./getOrMake.ts"
 
@@ -23,6 +24,7 @@ const makeSeries = <Input, State, S>(
 ): Effect.Effect<(attributes: Attributes) => S, never, Instance | Scope.Scope> =>
   Effect.gen(function* () {
     const { id } = yield* Instance
+    const { telemetry = true } = yield* Defaults
     const context = yield* Effect.context<never>()
     const all = new Map<string, S>()
     const registrations: Array<Metric.Registration> = []
@@ -34,6 +36,7 @@ const makeSeries = <Input, State, S>(
     return (attributes) =>
       getOrMake(all, JSON.stringify(attributes), () => {
         const series = make()
+        if (!telemetry) return series
         registrations.push(
           Metric.registerUnsafe(Metric.withAttributes(metric, { ...attributes, "messaging.client.id": id }), context, {
             get: () => read(series),
