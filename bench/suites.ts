@@ -5,7 +5,8 @@ const suites: Record<string, () => Promise<{ readonly suite: Suite }>> = {
   memory: () => import("./memory/suite.ts"),
   redis: () => import("./redis/suite.ts"),
   outbox: () => import("./outbox/suite.ts"),
-  amqp: () => import("./amqp/suite.ts")
+  amqp: () => import("./amqp/suite.ts"),
+  telemetry: () => import("./telemetry/suite.ts")
 }
 
 export const suiteNames = Object.keys(suites)

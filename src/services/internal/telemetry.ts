@@ -77,6 +77,7 @@ export const consuming = <A, E, R>(
   return Effect.withSpan(handler, name, {
     kind: "consumer",
     attributes,
+    captureStackTrace: false,
     ...(parent === undefined ? { root: true } : { parent })
   }) as Effect.Effect<A, E, R>
 }
