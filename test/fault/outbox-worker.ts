@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Redacted from "effect/Redacted"
+import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import { SqlClient } from "effect/sql"
 import { Cohort, EventQueue, Job, SyncMessage, SyncOutbox } from "../../src/index.ts"
@@ -17,7 +18,9 @@ export const Work = Job.make("work", Schema.String)
 export const layer = (databaseUrl: string, redisUrl: string, app: string) =>
   Cohort.layerRedis({ app, url: redisUrl, timeout: "5 seconds" }).pipe(
     Layer.provide(SyncOutbox.layerWith({ interval: "200 millis" })),
-    Layer.provideMerge(PgClient.layer({ url: Redacted.make(databaseUrl), maxConnections: 6 })),
+    Layer.provideMerge(
+      PgClient.layer({ url: Redacted.make(databaseUrl), maxConnections: 6, connectTimeout: "30 seconds" })
+    ),
     Layer.provideMerge(Logger.layer([]))
   )
 
@@ -56,7 +59,11 @@ if (import.meta.main) {
       yield* commit("message", {})
       return yield* Effect.never
     }
-    const one = Effect.suspend(() => commit(globalThis.crypto.randomUUID(), {}))
+    // A connection that was being made while it was frozen has timed out when it goes on.
+    const one = Effect.retry(
+      Effect.suspend(() => commit(globalThis.crypto.randomUUID(), {})),
+      Schedule.spaced("100 millis")
+    )
     yield* Effect.forEach([1, 2, 3], () => Effect.forever(one), { concurrency: 3 })
   })
   await Effect.runPromise(Effect.provide(program, layer(databaseUrl, redisUrl, app)))
