@@ -1,6 +1,6 @@
-/** Builds `dist/` from nothing: JavaScript, declarations and maps. */
+/** Builds `dist/` from nothing: JavaScript, declarations and maps, and the files that are served as they are. */
 import { spawnSync } from "node:child_process"
-import { rmSync } from "node:fs"
+import { cpSync, rmSync } from "node:fs"
 import { createRequire } from "node:module"
 import path from "node:path"
 
@@ -12,4 +12,6 @@ const { status } = spawnSync(
   [path.join(typescript, "bin", "tsc"), "-p", path.join(root, "tsconfig.build.json")],
   { stdio: "inherit" }
 )
+const assets = path.join("host", "page", "assets")
+cpSync(path.join(root, "src", assets), path.join(root, "dist", assets), { recursive: true })
 process.exit(status ?? 1)

@@ -198,7 +198,8 @@ const start = Command.make(
         const running = yield* startAll({ ...options, isDemo: false })
         started = true
         yield* Console.log(`${counted(running.instances.length, "instance")} ${running.where}:`)
-        for (const { id, url } of running.instances) yield* Console.log(`  ${id}  ${url}  (API pages: ${url}/docs)`)
+        for (const { id, url } of running.instances)
+          yield* Console.log(`  ${id}  ${url}  (console: ${url}/console, API pages: ${url}/docs)`)
         yield* Console.log("Ctrl-C drains and stops.")
         yield* Effect.addFinalizer(() => Console.log("\nStopping: running tasks may finish, or are given back …"))
         return yield* running.failed

@@ -38,7 +38,7 @@ export class DeadLetterNotFound extends Schema.TaggedError<DeadLetterNotFound>("
 const Errors = [Unavailable, BadRequest] as const
 
 /** How much work waits, runs and has failed. */
-const Depth = Schema.Struct({
+export const Depth = Schema.Struct({
   ready: Schema.Int,
   delayed: Schema.Int,
   inFlight: Schema.Int,
@@ -168,7 +168,7 @@ class TasksGroup extends HttpApiGroup.make("tasks")
   .annotateMerge(OpenApi.annotations({ title: "Tasks", description: "Long-running work" })) {}
 
 /** A dead letter of the task queue; its id is the task's. */
-const DeadLetter = Schema.Struct({
+export const DeadLetter = Schema.Struct({
   id: Schema.String,
   encoded: Schema.String,
   attempts: Schema.Int,
@@ -179,8 +179,8 @@ const DeadLetter = Schema.Struct({
   diedAt: Schema.DateTimeUtcFromString
 })
 
-const Selection = Schema.Struct({ ids: Schema.Union([Schema.Literal("all"), Schema.Array(Schema.String)]) })
-const Count = Schema.Struct({ count: Schema.Int })
+export const Selection = Schema.Struct({ ids: Schema.Union([Schema.Literal("all"), Schema.Array(Schema.String)]) })
+export const Count = Schema.Struct({ count: Schema.Int })
 
 class DeadLettersGroup extends HttpApiGroup.make("deadLetters")
   .add(

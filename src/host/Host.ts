@@ -30,6 +30,8 @@ import * as QueueAlarms from "../services/QueueAlarms.ts"
 import * as WorkerMode from "../services/WorkerMode.ts"
 import { Api } from "./Api.ts"
 import * as Handlers from "./handlers.ts"
+import * as Page from "./page/Page.ts"
+import * as RecentLog from "./page/RecentLog.ts"
 import * as Probes from "./Probes.ts"
 import * as Telemetry from "./Telemetry.ts"
 
@@ -58,6 +60,7 @@ export const settings = {
     "none",
     "How long an instance that is told to stop is not ready, and still serves, before it does"
   ),
+  ...Page.settings,
   ...Telemetry.settings
 }
 
@@ -73,26 +76,33 @@ export const start = <E>(options: {
   readonly services: Layer.Layer<Cohort.Services | Stores, E>
 }) =>
   Effect.gen(function* () {
+    const {
+      drainDelay = Duration.zero,
+      host = "127.0.0.1",
+      token,
+      version = "0"
+    } = yield* Setting.all({
+      drainDelay: settings.drainDelay,
+      host: settings.host,
+      token: settings.token,
+      version: Cohort.instanceSettings.version
+    })
     const api = Layer.mergeAll(
       HttpApiBuilder.layer(Api, { openapiPath: "/openapi.json" }).pipe(
         Layer.provide(Handlers.layer),
         Layer.provide(HttpApiMiddleware.layerProblemDetails({ includeDetails: true }))
       ),
-      HttpApiSwagger.layer(Api, { path: "/docs" })
+      HttpApiSwagger.layer(Api, { path: "/docs" }),
+      Page.layer(token)
     )
     const routes = Layer.unwrap(
       Effect.map(WorkerMode.servingRequests, (requests) => (requests ? Layer.merge(Probes.layer, api) : Probes.layer))
     )
-    const {
-      drainDelay = Duration.zero,
-      host = "127.0.0.1",
-      version = "0"
-    } = yield* Setting.all({
-      host: settings.host,
-      drainDelay: settings.drainDelay,
-      version: Cohort.instanceSettings.version
-    })
-    const base = Layer.mergeAll(Health.layer, Telemetry.layer({ app: options.app, id: options.id, version }))
+    const base = Layer.mergeAll(
+      Health.layer,
+      RecentLog.layer,
+      Telemetry.layer({ app: options.app, id: options.id, version })
+    )
     const domain = Layer.mergeAll(Auth.layer, Tasks.layer, Collections.layer)
     const layer = HttpRouter.serve(routes, { disableLogger: true, disableListenLog: true }).pipe(
       Layer.provideMerge(
@@ -105,7 +115,8 @@ export const start = <E>(options: {
       Layer.provide(PluginHost.layer([Tasks.plugin, Auth.plugin, dataSourceMain])),
       Layer.provide(domain),
       Layer.provide(QueueAlarms.layer),
-      Layer.provide(Membership.layer),
+      // Who dies is missed within seconds.
+      Layer.provide(Membership.layerWith({ interval: "2 seconds" })),
       Layer.provide(options.services),
       Layer.provideMerge(base)
     )

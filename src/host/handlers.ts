@@ -33,7 +33,7 @@ const isBackendError = (error: unknown): error is BackendError =>
   Predicate.hasProperty(error, "_tag") && (backendErrors as ReadonlyArray<unknown>).includes(error._tag)
 
 /** Says of a backend's failure whether the request was wrong or the time was; leaves other failures as they are. */
-const answer = <A, E, R>(
+export const answer = <A, E, R>(
   effect: Effect.Effect<A, E, R>
 ): Effect.Effect<A, Exclude<E, BackendError> | Unavailable | BadRequest, R> =>
   Effect.catch(effect, (error): Effect.Effect<never, Exclude<E, BackendError> | Unavailable | BadRequest> => {
