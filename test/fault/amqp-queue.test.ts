@@ -203,7 +203,9 @@ describe.concurrent("a queue on RabbitMQ", () => {
         Effect.sync(() => !isAlive(first.pid))
       )
       const [end] = yield* seen("a", "ended")
-      assert.deepStrictEqual([end!.attempt, end!.pid], [2, second.pid])
+      assert.strictEqual(end!.pid, second.pid)
+      // The third, where the worker that died had the second one as well.
+      assert.oneOf(end!.attempt, [2, 3])
       yield* queue.done()
     }))
 

@@ -71,6 +71,9 @@ if (import.meta.main) {
       Effect.orDie
     )
 
+  // The retry may come to this very process, before it acknowledges and dies of it.
+  let doomed = false
+
   const work = EventQueue.subscribe(FaultJob, {
     lease: Number(lease),
     concurrency: 8,
@@ -84,7 +87,11 @@ if (import.meta.main) {
         yield* note({ ...event, what: "started" })
         if (does === "die") process.kill(process.pid, "SIGKILL")
         if (does === "wait") yield* released
-        if (does === "unacked" && attempt === 1) yield* killWhenAcknowledging(url!)
+        if (doomed) yield* Effect.never
+        if (does === "unacked" && attempt === 1) {
+          yield* killWhenAcknowledging(url!)
+          doomed = true
+        }
         if ((does === "unacked" && attempt === 1) || (does === "fail" && attempt < 3)) return yield* Effect.fail("no")
         yield* note({ ...event, what: "ended" })
       }).pipe(Effect.onInterrupt(() => note({ ...event, what: "interrupted" })))
