@@ -2,12 +2,15 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import { Cohort, CronJob, Instance, Membership, Singleton, QueueAlarms, WorkerId, WorkerMode } from "../../src/index.ts"
+import { layerStores } from "../../src/layers/amqp/index.ts"
+import { amqpPart } from "../layers/amqp.ts"
 import { memory } from "../layers/memory.ts"
 import { redis } from "../layers/redis.ts"
 import { suite } from "./instances.ts"
 
 suite(memory)
 suite(redis)
+suite(amqpPart(layerStores))
 
 describe("WorkerMode", () => {
   const does = (text: string) => {
