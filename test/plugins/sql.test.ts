@@ -14,6 +14,7 @@ import { SqlClient } from "effect/sql"
 import { Cohort, EventQueue, PluginHost, Transaction } from "../../src/index.ts"
 import { MemoryHub } from "../../src/layers/memory/index.ts"
 import { Task, Tasks, TaskStoreSql } from "../../src/plugins/async-task-manager/index.ts"
+import { Auth, AuthStore, AuthStoreSql } from "../../src/plugins/auth/index.ts"
 import {
   type Collection,
   Collections,
@@ -28,6 +29,7 @@ const text = (name: string): Collection.Field => ({ name, type: "text", required
 const noFiles = Layer.provide(CsvFiles.layerDirectory("/nowhere"), NodeServices.layer)
 
 const Count = Task.type("count", { params: Schema.Int, result: Schema.Int })
+const Fail = Task.type("fail", { params: Schema.Int, result: Schema.Int, maxRetries: 0 })
 
 const until = (what: string, condition: Effect.Effect<boolean>) =>
   condition.pipe(
@@ -43,8 +45,8 @@ const setUp = Effect.gen(function* () {
 
   const start = (id: string) =>
     Effect.gen(function* () {
-      const services = Layer.mergeAll(Tasks.layer, Collections.layer).pipe(
-        Layer.provideMerge(Layer.mergeAll(TaskStoreSql.layer, CollectionStoreSql.layer, noFiles)),
+      const services = Layer.mergeAll(Tasks.layer, Collections.layer, Auth.layer).pipe(
+        Layer.provideMerge(Layer.mergeAll(TaskStoreSql.layer, CollectionStoreSql.layer, AuthStoreSql.layer, noFiles)),
         Layer.provideMerge(Layer.provide(Transaction.layer, PgClient.layer({ url }))),
         Layer.provideMerge(Cohort.layerMemory({ app: "test", id, hub }))
       )
@@ -52,9 +54,16 @@ const setUp = Effect.gen(function* () {
       const context = yield* Layer.build(Layer.fresh(Layer.provideMerge(host, services)))
       const collections = Context.get(context, Collections.Collections)
       yield* Context.get(context, Tasks.Tasks).register(Count, (n) => Effect.sync(() => ran.push(n)))
+      yield* Context.get(context, Tasks.Tasks).register(Fail, (n) =>
+        Effect.andThen(
+          Effect.sync(() => ran.push(n)),
+          Effect.fail("no")
+        )
+      )
       return {
         ...collections,
         tasks: Context.get(context, Tasks.Tasks),
+        auth: Context.get(context, Auth.Auth),
         store: Context.get(context, CollectionStore.CollectionStore),
         sql: Context.get(context, SqlClient.SqlClient),
         depth: Effect.provide(EventQueue.depth(Tasks.RunTask), context),
@@ -171,6 +180,62 @@ describe("a task", () => {
       yield* until("3 has run", Effect.orDie(Effect.map(b.tasks.get(id), ({ status }) => status === "succeeded")))
       assert.deepStrictEqual(ran, [4, 3])
       assert.strictEqual((yield* a.depth).ready, 0)
+    })
+  )
+
+  it.live("that failed runs again when its redrive is committed, not before, and not when it is rolled back", () =>
+    Effect.gen(function* () {
+      const { a, ran } = yield* setUp
+      const id = yield* a.tasks.start(Fail, 1)
+      const isDead = Effect.map(a.depth, ({ dead }) => dead === 1)
+      yield* until("it is a dead letter", Effect.orDie(isDead))
+      yield* Effect.flip(a.sql.withTransaction(Effect.andThen(a.tasks.redrive([id]), Effect.fail("refused"))))
+      assert.isTrue(yield* isDead)
+      assert.strictEqual((yield* a.tasks.get(id)).status, "failed")
+      const redriven = yield* a.sql.withTransaction(
+        Effect.tap(a.tasks.redrive("all"), () => Effect.map(isDead, (isDead) => assert.isTrue(isDead)))
+      )
+      assert.strictEqual(redriven, 1)
+      yield* until(
+        "it has run again",
+        Effect.andThen(
+          Effect.orDie(isDead),
+          Effect.sync(() => ran.length === 2)
+        )
+      )
+      yield* until("it is a dead letter again", Effect.orDie(isDead))
+    })
+  )
+})
+
+describe("tokens", () => {
+  it.live(
+    "have a policy that, changed in a transaction, is read from its commit on, and never when that is rolled back",
+    () =>
+      Effect.gen(function* () {
+        const { a, b } = yield* setUp
+        const next = { tokenSeconds: 7, maxSessions: 7 }
+        const change = Effect.gen(function* () {
+          yield* a.auth.setPolicy(next)
+          // Another instance, which does not see what is not committed, and would keep what it reads.
+          assert.deepStrictEqual(yield* b.auth.policy, AuthStore.defaultPolicy)
+        })
+        yield* b.auth.policy
+        yield* Effect.flip(a.sql.withTransaction(Effect.andThen(change, Effect.fail("refused"))))
+        assert.deepStrictEqual(yield* b.auth.policy, AuthStore.defaultPolicy)
+        yield* a.sql.withTransaction(change)
+        yield* until("b has it", Effect.orDie(Effect.map(b.auth.policy, ({ tokenSeconds }) => tokenSeconds === 7)))
+      })
+  )
+
+  it.live("revoked in a transaction that is rolled back are valid", () =>
+    Effect.gen(function* () {
+      const { a, b } = yield* setUp
+      const token = yield* a.auth.issue
+      yield* Effect.flip(a.sql.withTransaction(Effect.andThen(a.auth.revoke(token), Effect.fail("refused"))))
+      assert.strictEqual(yield* b.auth.check(token), "valid")
+      yield* a.sql.withTransaction(a.auth.revoke(token))
+      assert.strictEqual(yield* b.auth.check(token), "revoked")
     })
   )
 })

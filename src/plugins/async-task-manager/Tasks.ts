@@ -28,6 +28,7 @@ import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as EventQueue from "../../services/EventQueue.ts"
+import * as AfterCommit from "../../services/internal/afterCommit.ts"
 import { Instance } from "../../services/Instance.ts"
 import * as Job from "../../services/Job.ts"
 import * as Plugin from "../../services/Plugin.ts"
@@ -140,7 +141,10 @@ export class Tasks extends Context.Service<
     readonly list: TaskStore["Service"]["list"]
     /** Cancels a task wherever it is; `false` when it had ended already. */
     readonly cancel: (id: string) => Effect.Effect<boolean, TaskNotFound | StoreError | PubSub.PubSubError>
-    /** Runs failed tasks again, with all their attempts; returns how many. */
+    /**
+     * Runs failed tasks again, with all their attempts; returns how many. In an open transaction they run after its
+     * commit, and never after a rollback.
+     */
     readonly redrive: (
       ids: ReadonlyArray<string> | "all"
     ) => Effect.Effect<number, StoreError | EventQueue.EventQueueError>
@@ -173,6 +177,7 @@ export const layer: Layer.Layer<Tasks | Runner, never, TaskStore | EventQueue.Ev
       const pubsub = yield* PubSub.PubSub
       const instance = yield* Instance
       const uuid = yield* Uuid.Generator
+      const afterCommit = yield* AfterCommit.make((reason) => new EventQueue.EventQueueError({ reason }))
       // With an outbox the job is a row as well. Without, it is sent after the task is stored, and a failure is told.
       const atomically = Option.isSome(yield* Effect.serviceOption(SyncOutbox)) ? store.transaction : identity
       const types = new Map<string, Registered>()
@@ -403,7 +408,7 @@ export const layer: Layer.Layer<Tasks | Runner, never, TaskStore | EventQueue.Ev
             for (const id of dead) {
               yield* store.update(id, ["failed", "pending"], { status: "pending", endedAt: null })
             }
-            return yield* queue.redrive(RunTask, dead)
+            return yield* afterCommit.send(queue.redrive(RunTask, dead), dead.length, { channel: RunTask.channel })
           }),
 
           running: Effect.sync(() => Array.from(running, ([id]) => id))

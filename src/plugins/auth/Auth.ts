@@ -9,7 +9,8 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
-import type * as Cache from "../../services/Cache.ts"
+import * as Cache from "../../services/Cache.ts"
+import * as AfterCommit from "../../services/internal/afterCommit.ts"
 import * as Lock from "../../services/Lock.ts"
 import * as Plugin from "../../services/Plugin.ts"
 import * as Uuid from "../../services/Uuid.ts"
@@ -53,10 +54,11 @@ export class Auth extends Context.Service<
     readonly policy: Effect.Effect<TokenPolicy, StoreError | Cache.CacheError>
     /** How often this instance has read the policy from the store. */
     readonly policyLoads: Effect.Effect<number>
+    /** In an open transaction, instances read the new policy from its commit on. */
     readonly setPolicy: (policy: TokenPolicy) => Effect.Effect<void, StoreError | Cache.CacheError>
     /** A new token, valid for as long as the policy says. */
     readonly issue: Effect.Effect<Token, StoreError | Cache.CacheError>
-    /** Revokes a token on every instance, for as long as it would have been valid. */
+    /** Revokes a token on every instance, for as long as it would have been valid; in an open transaction, with its commit. */
     readonly revoke: (token: Token) => Effect.Effect<void, StoreError | Cache.CacheError>
     /** `fresh` asks the store and leaves the cache alone. */
     readonly check: (
@@ -80,6 +82,7 @@ export const layer: Layer.Layer<Auth, Cache.CacheError, AuthStore | Cache.Cache 
 
     const lock = yield* Lock.Lock
     const uuid = yield* Uuid.Generator
+    const afterCommit = yield* AfterCommit.make((reason) => new Cache.CacheError({ reason }))
     let policyLoads = 0
 
     // One load per cluster, however many instances find the cache empty at once.
@@ -102,7 +105,12 @@ export const layer: Layer.Layer<Auth, Cache.CacheError, AuthStore | Cache.Cache 
       policy,
       policyLoads: Effect.sync(() => policyLoads),
 
-      setPolicy: (next) => Effect.andThen(store.setPolicy(next), Effect.asVoid(policies.del("default"))),
+      setPolicy: (next) =>
+        Effect.andThen(
+          store.setPolicy(next),
+          // Before the commit, others would read the old one and keep it.
+          afterCommit.send(Effect.asVoid(policies.del("default")), undefined, { cache: "policy" })
+        ),
 
       issue: Effect.gen(function* () {
         const { tokenSeconds } = yield* policy
@@ -116,7 +124,7 @@ export const layer: Layer.Layer<Auth, Cache.CacheError, AuthStore | Cache.Cache 
         const left = yield* timeLeft(token)
         if (left === undefined) return
         yield* store.revoke(token.id, token.expiresAt)
-        yield* revoked.set(token.id, true, { ttl: left })
+        yield* afterCommit.send(revoked.set(token.id, true, { ttl: left }), undefined, { cache: "revoked" })
       }),
 
       check: Effect.fnUntraced(function* (token, options) {
