@@ -3,7 +3,8 @@
  * started by the {@link Supervisor}.
  *
  * It says where it listens, or why it cannot start, on {@link messagesFd}. It stops,
- * draining, on SIGTERM, and when its input ends: the supervisor is gone then.
+ * draining, on SIGTERM, and when its input ends: the supervisor is gone then. One that takes longer than
+ * {@link Host.stopWithin} to do so ends undrained.
  */
 import { writeSync } from "node:fs"
 import * as Effect from "effect/Effect"
@@ -27,9 +28,6 @@ export const Message = Schema.fromJsonString(
 
 export const messagesFd = 3
 
-/** After which a child whose supervisor is gone ends, drained or not. */
-const orphanedWithin = "45 seconds"
-
 const tell = (message: typeof Message.Type) =>
   Effect.flatMap(Effect.orDie(Schema.encodeEffect(Message)(message)), (line) =>
     Effect.ignore(Effect.try(() => writeSync(messagesFd, `${line}\n`)))
@@ -50,6 +48,7 @@ export const run = (options: {
     const stdio = yield* Stdio.Stdio
     const orphaned = yield* Effect.cached(Effect.ignore(Stream.runDrain(stdio.stdin)))
     const settings = yield* Effect.mapError(Cohort.config, ofConfig)
+    const stopWithin = yield* Effect.mapError(Host.stopWithin, ofConfig)
     const files = yield* Layer.build(CsvFiles.layerDirectory(options.files))
     const services = Layer.merge(
       Backing.withStores(Cohort.layerMixed({ ...settings, app: options.app, id: options.id })),
@@ -61,7 +60,7 @@ export const run = (options: {
       yield* orphaned
       yield* Effect.logWarning("The supervisor is gone: stopping")
     }).pipe(Effect.scoped)
-    yield* Effect.raceFirst(serve, Effect.andThen(orphaned, Effect.delay(exit(1), orphanedWithin)))
+    yield* Effect.raceFirst(serve, Effect.andThen(orphaned, Effect.delay(exit(1), stopWithin)))
   }).pipe(
     Effect.scoped,
     Effect.annotateLogs({ instance: options.id }),

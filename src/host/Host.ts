@@ -3,6 +3,7 @@
  */
 import { createServer } from "node:http"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
+import * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -63,6 +64,16 @@ export const settings = {
   ...Page.settings,
   ...Telemetry.settings
 }
+
+/** How long an instance may take to end, beyond what the settings give it: for requests, and for what is slow to close. */
+const closing = Duration.seconds(15)
+
+/** How long an instance that is told to stop may take: it serves on for a while, lets its jobs end, and closes. */
+export const stopWithin: Config.Config<Duration.Duration> = Config.map(
+  Setting.all({ drainDelay: settings.drainDelay, shutdownTimeout: Cohort.defaultSettings.shutdownTimeout }),
+  ({ drainDelay = Duration.zero, shutdownTimeout = Duration.seconds(30) }) =>
+    Duration.sum(Duration.sum(drainDelay, shutdownTimeout), closing)
+)
 
 /**
  * Starts an instance, and stops it with the scope: it is not ready any more, then the HTTP server ends, then the

@@ -6,7 +6,7 @@
  *   had run for a while, otherwise after a pause that grows. It keeps its name and its
  *   port. Its id is another (`a`, `a.2`, …), as ids are unique per start.
  * - Closing the scope stops all children at once, by SIGTERM: they drain. A child that
- *   has not ended after {@link stopWithin}, or when a second signal arrives, is killed.
+ *   has not ended after {@link Host.stopWithin}, or when a second signal arrives, is killed.
  * - A child's input is a pipe from this process, so that it notices the death of it.
  * - What a child prints is printed, each line after the child's name.
  */
@@ -29,14 +29,12 @@ import * as Stream from "effect/Stream"
 import * as Child from "./Child.ts"
 import type { Backends } from "../layers/Cohort.ts"
 import * as Backing from "./Backing.ts"
-import type { RunningInstance } from "./Host.ts"
-import { describe, Refused } from "./Refused.ts"
+import * as Host from "./Host.ts"
+import { describe, ofConfig, Refused } from "./Refused.ts"
 import * as Server from "./Server.ts"
 
 /** How long a child may take to listen. */
 const startWithin = "60 seconds"
-/** How long a child may take to end: its jobs have 30 seconds to end, what is around them the rest. */
-const stopWithin = "50 seconds"
 /** A child that ran this long was well. */
 const well = "30 seconds"
 /** What comes within this time of a signal is the same one: npm passes on the Ctrl-C that its terminal sends as well. */
@@ -61,7 +59,7 @@ export interface Options {
 }
 
 export interface Cluster {
-  readonly instances: ReadonlyArray<RunningInstance>
+  readonly instances: ReadonlyArray<Host.RunningInstance>
   /** Where the servers are, in words. */
   readonly servers: string
   /** Fails when the cluster cannot go on. */
@@ -110,15 +108,17 @@ export const start = (
 ): Effect.Effect<Cluster, Refused, ChildProcessSpawner | FileSystem.FileSystem | Scope.Scope> =>
   Effect.gen(function* () {
     const hurry = yield* secondSignal
+    const stopWithin = yield* Effect.mapError(Host.stopWithin, ofConfig)
     const servers = yield* Effect.forEach(yield* Backing.servers(options.backends), Server.make, {
       concurrency: "unbounded"
     })
     if (options.temporary) {
       for (const { forget } of servers) yield* Effect.addFinalizer(() => forget(options.app))
     }
-    // Another supervisor may run the same app on those servers: ids must not meet.
+    // Another supervisor may run the same app on those servers. Instances of one id would take each other's broadcasts
+    // for their own, and members, leases and jobs could not be told apart.
     const isAlone = servers.every(({ isPrivate }) => isPrivate) || options.temporary
-    const suffix = isAlone ? "" : `-${SecureRandom.uuidV4Unsafe().slice(0, 4)}`
+    const suffix = isAlone ? "" : `-${SecureRandom.uuidV4Unsafe().replaceAll("-", "").slice(0, 12)}`
 
     const command = (id: string, port: number) =>
       ChildProcess.make(
@@ -186,7 +186,7 @@ export const start = (
       )
 
     /** Keeps an instance running. `first` is done when it listens, or cannot. */
-    const keep = (name: string, firstPort: number, first: Deferred.Deferred<RunningInstance, Refused>) =>
+    const keep = (name: string, firstPort: number, first: Deferred.Deferred<Host.RunningInstance, Refused>) =>
       Effect.suspend(() => {
         let count = 0
         let port = firstPort
@@ -209,7 +209,7 @@ export const start = (
         )
       })
 
-    const firsts = yield* Effect.forEach(options.names, () => Deferred.make<RunningInstance, Refused>())
+    const firsts = yield* Effect.forEach(options.names, () => Deferred.make<Host.RunningInstance, Refused>())
     yield* Effect.forEach(
       options.names,
       (name, i) => keep(name, options.port === 0 ? 0 : options.port + i, firsts[i]!),

@@ -4,9 +4,11 @@ import { tmpdir } from "node:os"
 import path from "node:path"
 import { afterEach, assert, describe, it } from "@effect/vitest"
 import * as ConfigProvider from "effect/ConfigProvider"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import { page } from "../../scripts/configuration.ts"
+import { stopWithin } from "../../src/host/Host.ts"
 import { ofConfig } from "../../src/host/Refused.ts"
 import { type Section, sections } from "../../src/host/settings.ts"
 import { killAll, mainIn, until } from "./support.ts"
@@ -72,6 +74,17 @@ it("docs/configuration.md is up to date (npm run docs:configuration)", () => {
 
 describe("the host", () => {
   afterEach(killAll)
+
+  it.effect("gives an instance that stops the time that its settings give it, and 15 seconds to close", () =>
+    Effect.gen(function* () {
+      const within = (environment: Record<string, string>) =>
+        Effect.map(stopWithin.parse(ConfigProvider.fromUnknown(environment)), Duration.toSeconds)
+      assert.strictEqual(yield* within({}), 45)
+      assert.strictEqual(yield* within({ COHORT_DRAIN_DELAY: "5 seconds" }), 50)
+      const long = { COHORT_DRAIN_DELAY: "1 minute", COHORT_SHUTDOWN_TIMEOUT: "2 minutes" }
+      assert.strictEqual(yield* within(long), 195)
+    })
+  )
 
   it("reads flags before the environment, and that before .env", { timeout: 60_000 }, async () => {
     const directory = mkdtempSync(path.join(tmpdir(), "cohort-env-"))

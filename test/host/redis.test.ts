@@ -1,11 +1,11 @@
 /** The host on Redis: a supervisor, and a process for each instance. */
-import { afterAll, beforeAll, it } from "@effect/vitest"
+import { afterAll, afterEach, assert, beforeAll, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import * as RedisServer from "../servers/RedisServer.ts"
 import { startOn, suite } from "./cluster.ts"
-import { main, saysInOneLine, shellOnly } from "./support.ts"
+import { descendants, isAlive, killAll, main, saysInOneLine, shellOnly, until, urls } from "./support.ts"
 
 const scope = Effect.runSync(Scope.make())
 let server: RedisServer.RedisServer
@@ -27,6 +27,28 @@ suite({
 })
 
 const start = startOn("redis")
+afterEach(killAll)
+
+it("kills an instance that does not stop when the time that its settings give it is over", {
+  timeout: 90_000
+}, async () => {
+  // 16 seconds; 50 would be too late for `until`.
+  const host = start(
+    { REDIS_URL: server.url, COHORT_SHUTDOWN_TIMEOUT: "1 second" },
+    "--instances",
+    "1",
+    "--app",
+    "stuck"
+  )
+  await urls(host, 1)
+  const started = descendants(host.pid)
+  const stuck = started.find(({ command }) => /instance --id a-[0-9a-f]{12} /.test(command))
+  assert.isDefined(stuck, "its id is one that no other supervisor gives")
+  process.kill(stuck.pid, "SIGSTOP")
+  host.kill("SIGINT")
+  await until("it is gone", () => (isAlive(stuck.pid) ? undefined : true))
+  assert.strictEqual(await host.exited, 130, host.output)
+})
 
 it("says in one line what is wrong", { timeout: 30_000 }, () =>
   shellOnly((path) =>
