@@ -4,6 +4,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from "node
 import { tmpdir } from "node:os"
 import path from "node:path"
 import { assert } from "@effect/vitest"
+import { ensureCommand } from "../servers/ServerProcess.ts"
 
 const root = path.join(import.meta.dirname, "..", "..")
 const children: Array<ChildProcess> = []
@@ -82,7 +83,10 @@ export interface Process {
 
 /** What a process has started, directly or not. */
 export const descendants = (pid: number): ReadonlyArray<Process> => {
-  const all = execFileSync("ps", ["-eo", "pid=,ppid=,args="], { encoding: "utf8", maxBuffer: 1 << 24 })
+  const all = execFileSync(ensureCommand("ps", "procps"), ["-eo", "pid=,ppid=,args="], {
+    encoding: "utf8",
+    maxBuffer: 1 << 24
+  })
     .trim()
     .split("\n")
     .map((line): Process => {

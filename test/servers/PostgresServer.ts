@@ -15,7 +15,7 @@ import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import { SqlClient } from "effect/sql"
 import { freePort } from "./RedisServer.ts"
-import { ensureInstalled, ServerProcess, waitUntil } from "./ServerProcess.ts"
+import { ensureCommand, ensureInstalled, ServerProcess, waitUntil } from "./ServerProcess.ts"
 
 export { waitUntil } from "./ServerProcess.ts"
 
@@ -77,6 +77,8 @@ kill $watcher`
 export const make = (options: Options = {}): Effect.Effect<PostgresServer, never, Scope.Scope> =>
   Effect.gen(function* () {
     const bin = yield* Effect.sync(() => ensureInstalled("postgresql", "postgresql", programs))
+    // pgrep, too.
+    yield* Effect.sync(() => ensureCommand("ps", "procps"))
     const owner = user()
     const folder = yield* Effect.acquireRelease(
       Effect.sync(() => mkdtempSync(join(tmpdir(), "cohort-postgres-"))),

@@ -106,3 +106,10 @@ export const ensureInstalled = <A>(name: string, brew: string, find: () => A | u
   if (found === undefined) throw new Error(`no ${name} here: apt-get install ${name}, or brew install ${brew}${output}`)
   return found
 }
+
+/** A program on the path, from the package of Debian that has it, as {@link ensureInstalled}; its path. */
+export const ensureCommand = (command: string, name: string): string =>
+  ensureInstalled(name, name, () => {
+    const { status, stdout } = spawnSync("sh", ["-c", `command -v ${command}`], { encoding: "utf8" })
+    return status === 0 ? stdout.trim() : undefined
+  })

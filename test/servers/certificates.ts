@@ -1,6 +1,6 @@
 /**
  * A throw-away certificate authority, and a certificate of its making for
- * 127.0.0.1 and localhost. Files in a folder that goes with the scope; needs `openssl`.
+ * 127.0.0.1 and localhost. Files in a folder that goes with the scope.
  */
 import { spawnSync } from "node:child_process"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
@@ -8,6 +8,7 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import { ensureCommand } from "./ServerProcess.ts"
 
 /** Paths of PEM files. */
 export interface Certificates {
@@ -18,8 +19,8 @@ export interface Certificates {
 }
 
 const openssl = (folder: string, command: string) => {
-  const { status, error, stderr } = spawnSync("openssl", command.split(" "), { cwd: folder, encoding: "utf8" })
-  if (error !== undefined) throw new Error("no openssl here: apt-get install openssl", { cause: error })
+  const program = ensureCommand("openssl", "openssl")
+  const { status, stderr } = spawnSync(program, command.split(" "), { cwd: folder, encoding: "utf8" })
   if (status !== 0) throw new Error(`openssl ${command}:\n${stderr}`)
 }
 
