@@ -9,4 +9,6 @@ const stores = (url: string) =>
     Layer.provide(PgClient.layer({ url: Redacted.make(url), multiplex: true, maxConnections: 2 }))
   )
 
-Contracts.lock(Backend.onServer({ name: "postgres", url, stores, concurrent: false }), { propertyRuns: 20 })
+const backend = Backend.onServer({ name: "postgres", url, stores, features: { listsLocks: false }, concurrent: false })
+
+Contracts.lock(backend, { propertyRuns: 20 })

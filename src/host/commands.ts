@@ -139,12 +139,13 @@ const locks = (target: Target) =>
       if (held.length === 0) return yield* Console.log("no lock is held")
       yield* Console.log(
         table([
-          ["key", "fence", "ends within", "waiters"],
-          ...held.map(({ fence, key, ttl, waiters }) => [
+          ["key", "holder", "fence", "ends within", "waiters"],
+          ...held.map(({ fence, holder, key, ttl, waiters }) => [
             plain(key),
+            plain(holder),
             String(fence),
             `${Math.ceil(ttl / 1_000)} s`,
-            String(waiters)
+            String(waiters.length)
           ])
         ])
       )
@@ -208,7 +209,7 @@ export const make = (
     Command.withDescription("Look at locks"),
     Command.withSubcommands([
       Command.make("list", flags, (options) => run(options, locks)).pipe(
-        Command.withDescription("The locks that are held, with fence, time left and waiters")
+        Command.withDescription("The locks that are held: who holds them, fence, time left, how many wait")
       )
     ])
   )

@@ -34,8 +34,10 @@ export interface HeldLock {
   readonly fence: number
   /** Milliseconds until it ends at the latest, if it is not renewed. */
   readonly ttl: number
-  /** How many wait for it. */
-  readonly waiters: number
+  /** The id of the instance that holds it. */
+  readonly holder: string
+  /** The ids of the instances that wait for it, first come first; one is there as often as it waits. */
+  readonly waiters: ReadonlyArray<string>
 }
 
 /**

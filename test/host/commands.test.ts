@@ -38,7 +38,7 @@ for (const backend of ["redis", "amqp"] as const) {
       Effect.runPromise(
         Effect.gen(function* () {
           const options = { app, backend, redis: { url: urls.redis }, amqp: { url: urls.amqp } }
-          const context = yield* Layer.build(Cohort.layerMixed(options))
+          const context = yield* Layer.build(Cohort.layerMixed({ ...options, id: "holder 1" }))
           const run = Effect.provide(context)
           const at = (...args: ReadonlyArray<string>) => Effect.promise(() => cohort(backend, 0, ...args))
           const attempts: Array<string> = []
@@ -84,7 +84,9 @@ for (const backend of ["redis", "amqp"] as const) {
           const { fence } = yield* run(Lock.acquire("key\nwith lines", { ttl: "1 minute" }))
           assert.match(
             yield* at("lock", "list"),
-            new RegExp(String.raw`^key +fence +ends within +waiters\nkey\\u000awith lines +${fence} +\d\d s +0\n$`)
+            new RegExp(
+              String.raw`^key +holder +fence +ends within +waiters\nkey\\u000awith lines +holder 1 +${fence} +\d\d s +0\n$`
+            )
           )
         }).pipe(Effect.scoped)
       )

@@ -81,7 +81,7 @@ describe("the console", () => {
     })
     await says(page, "instances", /^(?=[\s\S]*\ba-)(?=[\s\S]*\bb-\w+ \(this one\))(?=[\s\S]*\bc-)/)
     await says(page, "channels", /async-task-manager:task[\s\S]*\w-\w+, \w-\w+, \w-\w+/)
-    await says(page, "locks", /singleton/)
+    await says(page, "locks", /singleton\S*\s+[abc]-\w+\s+\d+/)
     await says(page, "caches", /auth:policy/)
     await says(page, "sync", /data-source-main[\s\S]*in sync/)
     await says(page, "health", /redis\s+up/)

@@ -11,6 +11,7 @@ import type { Entry } from "../../src/layers/amqp/log/Fold.ts"
 import { decode, encode } from "../../src/layers/amqp/log/LogRecord.ts"
 import type { LogStream } from "../../src/layers/amqp/log/LogStream.ts"
 import * as Log from "../../src/layers/amqp/log/ReplicatedLog.ts"
+import { Instance } from "../../src/services/index.ts"
 import { settled } from "../../src/services/internal/settled.ts"
 import { Payload } from "../../src/services/Payload.ts"
 import { Unavailable } from "../../src/services/Reason.ts"
@@ -674,7 +675,10 @@ describe("a cache on the log", () => {
 const lockOn = (link: LogStream, options?: AmqpLockStore.Options) =>
   Effect.gen(function* () {
     const log = yield* logOn(link)
-    const store = yield* Effect.provideService(AmqpLockStore.make(options), Log.ReplicatedLog, log)
+    const store = yield* AmqpLockStore.make(options).pipe(
+      Effect.provideService(Log.ReplicatedLog, log),
+      Effect.provideServiceEffect(Instance.Instance, Instance.make())
+    )
     yield* settle
     return store
   })

@@ -3,7 +3,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import { Redis } from "ioredis"
-import { LockStore } from "../../src/index.ts"
+import { Instance, LockStore } from "../../src/index.ts"
 import { RedisConnection, RedisLockStore, type RedisOptions } from "../../src/layers/redis/index.ts"
 import { suite } from "../../src/testing/contracts/lock.ts"
 import * as RedisCluster from "../servers/RedisCluster.ts"
@@ -15,7 +15,12 @@ suite(redis, { propertyRuns: 40 })
 /** A store on a connection of its own. */
 const storeOn = (options: RedisOptions.RedisOptions) =>
   Effect.flatMap(
-    Layer.build(Layer.provide(RedisLockStore.layer, RedisConnection.layer({ timeout: "1 second", ...options }))),
+    Layer.build(
+      Layer.provide(RedisLockStore.layer, [
+        RedisConnection.layer({ timeout: "1 second", ...options }),
+        Instance.layer()
+      ])
+    ),
     (context) => Effect.provide(LockStore.LockStore.use(Effect.succeed), context)
   )
 

@@ -76,7 +76,16 @@ export const State = Schema.Struct({
     Schema.Struct({ kind: Schema.Literals(["unserved", "dying"]), channel: Schema.String, count: Schema.Int })
   ),
   locks: known(
-    Schema.Array(Schema.Struct({ key: Schema.String, fence: Schema.Number, ttl: Schema.Number, waiters: Schema.Int }))
+    Schema.Array(
+      Schema.Struct({
+        key: Schema.String,
+        holder: Schema.String,
+        fence: Schema.Number,
+        ttl: Schema.Number,
+        /** How many wait, by instance, the first in line first. */
+        waiters: Schema.Array(Schema.Struct({ instance: Schema.String, count: Schema.Int }))
+      })
+    )
   ),
   /** Of this instance. */
   caches: Schema.Array(Schema.Struct({ name: Schema.String, hits: Schema.Int, misses: Schema.Int })),

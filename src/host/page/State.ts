@@ -41,6 +41,13 @@ const known = <A, E extends { readonly message: string }, R>(
     })
   )
 
+/** How often an instance is there. */
+const counted = (instances: ReadonlyArray<string>) => {
+  const counts = new Map<string, number>()
+  for (const instance of instances) counts.set(instance, (counts.get(instance) ?? 0) + 1)
+  return Array.from(counts, ([instance, count]) => ({ instance, count }))
+}
+
 /** Sums of an instance's counters, by an attribute of theirs. */
 const sums = (snapshots: ReadonlyArray<Metric.Metric.Snapshot>, instance: string) => {
   return (metric: { readonly id: string }, attribute: string): Map<string, number> => {
@@ -68,7 +75,11 @@ export const make = (options: { readonly actions: boolean }) =>
     const log = yield* RecentLog
     const metrics = yield* Effect.context<never>()
     const locks = yield* Effect.cachedWithTTL(
-      known(Effect.provide(Lock.list, yield* Effect.context<Lock.Lock>())),
+      known(
+        Effect.map(Effect.provide(Lock.list, yield* Effect.context<Lock.Lock>()), (locks) =>
+          locks.map((lock) => ({ ...lock, waiters: counted(lock.waiters) }))
+        )
+      ),
       locksFreshFor
     )
 

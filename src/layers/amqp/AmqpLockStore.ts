@@ -26,7 +26,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
-import type { Instance } from "../../services/Instance.ts"
+import { Instance } from "../../services/Instance.ts"
 import { getOrMake } from "../../services/internal/getOrMake.ts"
 import type * as Timers from "../../services/internal/Timers.ts"
 import { type Grant, type HeldLock, LockStore } from "../../services/LockStore.ts"
@@ -34,7 +34,7 @@ import type { Unavailable } from "../../services/Reason.ts"
 import type { AmqpConnection } from "./AmqpConnection.ts"
 import { unavailable } from "./AmqpLink.ts"
 import type { Entry } from "./log/Fold.ts"
-import { authorOf, LockFold, type Outcome } from "./log/LockFold.ts"
+import { authorOf, instanceOf, LockFold, type Outcome } from "./log/LockFold.ts"
 import * as LockUpkeep from "./log/LockUpkeep.ts"
 import type { LockRecord, LogRecord } from "./log/LogRecord.ts"
 import * as Log from "./log/ReplicatedLog.ts"
@@ -65,9 +65,10 @@ interface Request extends Grant {
  */
 export const make = (
   options: LockUpkeep.Options = {}
-): Effect.Effect<LockStore["Service"], never, Log.ReplicatedLog | Scope.Scope> =>
+): Effect.Effect<LockStore["Service"], never, Log.ReplicatedLog | Instance | Scope.Scope> =>
   Effect.gen(function* () {
     const log = yield* Log.ReplicatedLog
+    const { id: instance } = yield* Instance
     const { author, timers, timeout } = log
     const fold = new LockFold()
     let count = 0
@@ -86,7 +87,7 @@ export const make = (
       ttl: number,
       resume: (granted: Exit.Exit<Grant | undefined, Unavailable>) => void
     ): Request => {
-      const id = `${author}.${(count++).toString(36)}`
+      const id = `${author}.${(count++).toString(36)}.${instance}`
       const address = addressOf(space, key)
       const request: Request = {
         id,
@@ -375,7 +376,8 @@ export const make = (
                         key: address.slice(before.length),
                         fence: owner.fence,
                         ttl: LockUpkeep.dueOf(owner) - now,
-                        waiters: waiters.size
+                        holder: instanceOf(owner.id),
+                        waiters: [...waiters.keys()].map(instanceOf)
                       }
                     ]
                   : []
@@ -409,7 +411,7 @@ const renewOf =
  *
  * @since 0.2.0
  */
-export const layerOnLog = (options?: LockUpkeep.Options): Layer.Layer<LockStore, never, Log.ReplicatedLog> =>
+export const layerOnLog = (options?: LockUpkeep.Options): Layer.Layer<LockStore, never, Log.ReplicatedLog | Instance> =>
   Layer.effect(LockStore, make(options))
 
 /**

@@ -61,6 +61,13 @@ const leave = (entry: Entry, waiter: Waiter): void => {
   waiter.previous = waiter.next = undefined
 }
 
+/** The ids of the instances that wait, first come first. */
+const waitersOf = ({ first }: Entry): ReadonlyArray<string> => {
+  const ids: Array<string> = []
+  for (let waiter = first; waiter !== undefined; waiter = waiter.next) ids.push(waiter.by)
+  return ids
+}
+
 /**
  * Milliseconds. A grant ends here a little after it ends for its holder, who counts on the same clock:
  * the holder has lost the lease, and its work is interrupted, before the next one comes.
@@ -237,9 +244,7 @@ export const make: Effect.Effect<LockStore["Service"], never, MemoryHub | Instan
         return [...spaceOf(name).values()].flatMap((entry) => {
           const { expiresAt, holder, key } = entry
           if (holder === undefined || expiresAt <= now) return []
-          let waiters = 0
-          for (let waiter = entry.first; waiter !== undefined; waiter = waiter.next) waiters++
-          return [{ key, fence: holder.fence, ttl: expiresAt - now, waiters }]
+          return [{ key, fence: holder.fence, ttl: expiresAt - now, holder: holder.by, waiters: waitersOf(entry) }]
         })
       }),
     release: (grant) => {
@@ -286,12 +291,11 @@ export interface LockState {
  */
 export const inspect = (hub: MemoryHub["Service"]): ReadonlyArray<LockState> =>
   [...stateOf(hub).spaces].flatMap(([space, entries]) =>
-    [...entries.values()].flatMap(({ expiresAt, first, holder, key }) => {
+    [...entries.values()].flatMap((entry) => {
+      const { expiresAt, first, holder, key } = entry
       const expiresIn = expiresAt - margin - hub.timers.now()
       if (holder === undefined || (expiresIn <= 0 && first === undefined)) return []
-      const waiters: Array<string> = []
-      for (let waiter = first; waiter !== undefined; waiter = waiter.next) waiters.push(waiter.by)
-      return [{ space, key, holder: holder.by, fence: holder.fence, expiresIn, waiters }]
+      return [{ space, key, holder: holder.by, fence: holder.fence, expiresIn, waiters: waitersOf(entry) }]
     })
   )
 

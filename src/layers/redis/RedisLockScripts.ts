@@ -165,10 +165,14 @@ if owner == id and not passOn(ARGV[2]) then redis.call('set', KEYS[1], int(last)
   { retry: true }
 )
 
-/** Returns the fence, the ms until it ends and how many wait; nothing when nobody holds it. */
+/** Returns the fence, the ms until it ends, the owner and those who wait, first come first; nothing when nobody holds it. */
 export const look = RedisScript.make(
   `${prelude}
 if not held() then return nil end
-return {int(last), int(ends - now), redis.call('hlen', KEYS[3])}`,
+local waiting = {}
+for _, id in ipairs(redis.call('lrange', KEYS[2], 0, -1)) do
+  if waiterOf(id) then waiting[#waiting + 1] = id end
+end
+return {int(last), int(ends - now), owner, waiting}`,
   { retry: true }
 )

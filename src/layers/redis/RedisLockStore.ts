@@ -32,6 +32,7 @@ import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import { Instance } from "../../services/Instance.ts"
 import * as Timers from "../../services/internal/Timers.ts"
 import { type Grant, type HeldLock, LockStore } from "../../services/LockStore.ts"
 import { Unavailable } from "../../services/Reason.ts"
@@ -50,6 +51,9 @@ const leaseOf = (ttl: number): number => millis(ttl * 1.001 + 5)
 
 const baseOf = (space: string, key: string): string => `cohort:{lock:${space}:${encodeKey(key)}}`
 const keysOf = (base: string): ReadonlyArray<string> => [base, `${base}:q`, `${base}:w`]
+
+/** The id of the instance that made a request, of the request's. */
+const instanceOf = (id: string): string => decodeURIComponent(id.slice(id.indexOf(".", id.indexOf(".") + 1) + 1))
 
 /** A request for a lock, and the grant it became. */
 interface Request extends Grant {
@@ -74,26 +78,31 @@ interface Waiter extends Request {
 /** A release that nobody waits for is worth a few tries: it is a lease that nobody holds. */
 const releaseRetry = Schedule.exponential("500 millis").pipe(Schedule.jittered, Schedule.upTo({ times: 3 }))
 
+type Needs = RedisConnection | Instance | Scope.Scope
+
 /**
  * Makes the store of one instance.
  *
  * @since 0.2.0
  */
-export const make: Effect.Effect<LockStore["Service"], never, RedisConnection | Scope.Scope> = Effect.gen(function* () {
+export const make: Effect.Effect<LockStore["Service"], never, Needs> = Effect.gen(function* () {
   const redis = yield* RedisConnection
+  const { id: instance } = yield* Instance
   const scope = yield* Effect.scope
   const timers = yield* Timers.make
   const runFork = Effect.runForkWith(yield* Effect.context<never>())
 
   const nonce = SecureRandom.uuidV4Unsafe().replaceAll("-", "").slice(0, 16)
   const channel = `cohort:lock:${nonce}`
+  /** For whoever lists locks: who asked is a part of what a request is known by. */
+  const by = encodeURIComponent(instance.toWellFormed())
   const isCluster = redis.isCluster ? "1" : "0"
   let count = 0
   const waiters = new Map<string, Waiter>()
 
   const request = (space: string, key: string, ttl: number): Request => {
     return {
-      id: `${nonce}.${(count++).toString(36)}`,
+      id: `${nonce}.${(count++).toString(36)}.${by}`,
       key,
       keys: keysOf(baseOf(space, key)),
       lease: leaseOf(ttl),
@@ -280,7 +289,7 @@ export const make: Effect.Effect<LockStore["Service"], never, RedisConnection | 
       const before = baseOf(space, "").slice(0, -1)
       const look = (base: string) =>
         Effect.map(
-          redis.run<readonly [string, string, number] | null>(Scripts.look, keysOf(base), []),
+          redis.run<readonly [string, string, string, ReadonlyArray<string>] | null>(Scripts.look, keysOf(base), []),
           (found): ReadonlyArray<HeldLock> =>
             found === null
               ? []
@@ -289,7 +298,8 @@ export const make: Effect.Effect<LockStore["Service"], never, RedisConnection | 
                     key: decodeKey(base.slice(before.length, -1)),
                     fence: Number(found[0]),
                     ttl: Number(found[1]),
-                    waiters: found[2]
+                    holder: instanceOf(found[2]),
+                    waiters: found[3].map(instanceOf)
                   }
                 ]
         )
@@ -308,4 +318,4 @@ export const make: Effect.Effect<LockStore["Service"], never, RedisConnection | 
  *
  * @since 0.2.0
  */
-export const layer: Layer.Layer<LockStore, never, RedisConnection> = Layer.effect(LockStore, make)
+export const layer: Layer.Layer<LockStore, never, RedisConnection | Instance> = Layer.effect(LockStore, make)

@@ -100,6 +100,12 @@ export interface Features {
    * that is cut off answers from memory until it notices.
    */
   readonly readsFollowWrites: boolean
+  /**
+   * The locks that are held can be listed, with who holds them and who waits.
+   *
+   * `false`: the store has no `list`, and `Lock.list` fails with `Unavailable`.
+   */
+  readonly listsLocks: boolean
 }
 
 /**
@@ -107,7 +113,12 @@ export interface Features {
  *
  * @since 0.2.0
  */
-export const allFeatures: Features = { deduplicates: true, attemptsOutliveCuts: true, readsFollowWrites: true }
+export const allFeatures: Features = {
+  deduplicates: true,
+  attemptsOutliveCuts: true,
+  readsFollowWrites: true,
+  listsLocks: true
+}
 
 /**
  * A backend under test; made by {@link onServer}, {@link onMemory} or {@link live}.

@@ -9,7 +9,7 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
-import { Lock } from "../../index.ts"
+import { Lock, type LockStore } from "../../index.ts"
 import type { Backend, TestBackend, TestInstance } from "./Backend.ts"
 import { describeOn, eventually, support } from "./support.ts"
 
@@ -802,6 +802,72 @@ export const suite = (backend: Backend, options: { readonly propertyRuns?: numbe
             yield* refused(a.run(Lock.tryAcquire("k", { timeout })), "timeout")
           }
           assert.isTrue(yield* isFree(a, "k"))
+        }))
+    })
+
+    describe("list", () => {
+      if (!backend.features.listsLocks) {
+        test("fails typed", (cluster) =>
+          Effect.gen(function* () {
+            const a = yield* cluster.instance()
+            yield* hold(a, "k")
+            yield* failsWith("Unavailable", a.run(Lock.list))
+          }))
+        return
+      }
+
+      test("has the locks of all instances, with fence, time left, holder and waiters, first come first", (cluster) =>
+        Effect.gen(function* () {
+          // Ids are for people to choose.
+          const a = yield* cluster.instance({ id: `host.1 % {*} é🎉 ${Math.random()}` })
+          const b = yield* cluster.instance()
+          const other = yield* cluster.instance({ app: "another*" })
+          assert.deepStrictEqual(yield* a.run(Lock.list), [])
+          const odd = "{*}:q [\n] é🎉"
+          const { lease: plain } = yield* hold(a, "plain", { ttl: "1 minute" })
+          const { lease: long } = yield* hold(b, odd, { ttl: "1 hour" })
+          yield* hold(other, "elsewhere")
+          assert.isTrue(yield* isFree(a, "released"))
+
+          let found: ReadonlyArray<LockStore.HeldLock> = []
+          const lists = (what: string, condition: () => boolean) =>
+            eventually(
+              backend,
+              Effect.map(a.run(Lock.list), (locks) => {
+                found = locks
+                return condition()
+              }),
+              what
+            )
+          const waiters = () => found.find(({ key }) => key === "plain")?.waiters ?? []
+          const waiting: Array<Fiber.Fiber<number, Lock.LockError>> = []
+          for (const instance of [b, a, b]) {
+            waiting.push(yield* start(pass(instance, "plain")))
+            yield* lists("it waits", () => waiters().length === waiting.length)
+          }
+          assert.deepStrictEqual(
+            found.map(({ ttl: _, ...lock }) => lock),
+            [
+              { key: "plain", fence: plain.fence, holder: a.id, waiters: [b.id, a.id, b.id] },
+              { key: odd, fence: long.fence, holder: b.id, waiters: [] }
+            ]
+          )
+          // What is left is of a ttl and a little more.
+          const left = found.map(({ ttl }) => ttl)
+          assert.isTrue(left[0]! > 0 && left[0]! < 70_000, `${left[0]} ms`)
+          assert.isTrue(left[1]! > 70_000 && left[1]! < 3_700_000, `${left[1]} ms`)
+
+          // Who waits no more is not there, nor is what waited for nothing else.
+          yield* Fiber.interrupt(waiting[0]!)
+          yield* lists("it waits no more", () => waiters().length === 2)
+          assert.deepStrictEqual(waiters(), [a.id, b.id])
+        }))
+
+      test("fails within the bound while the backend is away", (cluster) =>
+        Effect.gen(function* () {
+          const a = yield* cluster.instance()
+          yield* cut(a)
+          yield* within(6, failsWith("Unavailable", a.run(Lock.list)))
         }))
     })
 

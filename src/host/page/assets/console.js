@@ -77,9 +77,17 @@ const locks = table(
   "Locks",
   [
     ["Key", ({ key }) => key, "code"],
+    [
+      "Holder",
+      ({ holder }) => (state.members.some(({ id }) => id === holder) ? holder : [`${holder} (no member)`, "warn"])
+    ],
     ["Fence", ({ fence }) => fence, "number"],
     ["Ends within", ({ ttl }) => seconds(ttl), "number"],
-    ["Waiters", ({ waiters }) => [waiters, waiters > 0 ? "warn" : ""], "number"]
+    [
+      "Waiters",
+      ({ waiters }) =>
+        waiters.map(({ count, instance }) => (count === 1 ? instance : `${instance} (${count})`)).join(", ")
+    ]
   ],
   ({ key }) => key,
   "No lock is held"

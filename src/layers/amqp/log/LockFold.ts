@@ -249,3 +249,6 @@ export class LockFold {
 
 /** Who wrote a request. */
 export const authorOf = (id: string): string => id.slice(0, id.indexOf("."))
+
+/** The id of the instance that made a request. */
+export const instanceOf = (id: string): string => id.slice(id.indexOf(".", id.indexOf(".") + 1) + 1)

@@ -54,7 +54,7 @@ export type LockRecord =
   | {
       readonly kind: "request"
       readonly key: string
-      /** `<author>.<number>`: one request, and the grant it becomes. */
+      /** `<author>.<number>.<instance>`: one request, and the grant it becomes. */
       readonly id: string
       readonly ttl: number
       readonly wait: boolean
