@@ -137,10 +137,7 @@ export interface Backend {
   /** Whether time is `TestClock`'s, and exact. */
   readonly virtual: boolean
   readonly concurrent: boolean
-  /**
-   * How late what has a time may be, in milliseconds, where time is real and machines are busy. Where it is more than
-   * zero, the suites do not assert that an id is free again when its `keepId` has passed.
-   */
+  /** How late what has a time may be, in milliseconds, where time is real and machines are busy. */
   readonly lateness: number
   /** Anything the tests of this backend need in context. */
   readonly layer: Layer.Layer<never>

@@ -6,6 +6,9 @@
  * in between leaves an id that is known for too long, but not for ever. Times are those of the records'
  * authors, so every instance decides alike.
  *
+ * **An end is final.** A job may have run before its publisher hears that it is stored, so that it is told to live
+ * after it has ended.
+ *
  * **Claims outlive the log's retention**: what has not been heard of for a good part of it is repeated
  * (`repeat`), and instances that began to read later take it from there. They leave out what
  * ended since its author read that far.
@@ -98,6 +101,8 @@ export class ClaimFold {
         const { at, channel, id, state, token, until } = record
         const current = this.get(channel, id)
         if (state === "ended") this.remember(token, offset)
+        // Its publisher learns late that it was stored, or it is a copy: what has ended does not live again.
+        else if (this.isOver(token) || (current?.token === token && current.state === "ended")) return undefined
         // Someone else's by now.
         if (current !== undefined && current.token !== token && current.until > at) return undefined
         const weak = current?.token === token ? current.weak : true
@@ -111,8 +116,9 @@ export class ClaimFold {
       case "kept":
         for (const kept of record.claims) {
           const current = this.get(kept.channel, kept.id)
-          if (current?.token === kept.token) this.put(current, record.at, false)
-          else if (
+          if (current?.token === kept.token) {
+            this.put(current.state !== "ended" && kept.state === "ended" ? kept : current, record.at, false)
+          } else if (
             (current === undefined || (current.weak && kept.until > record.at)) &&
             record.asOf >= this.floor &&
             (this.ends.get(kept.token) ?? -1) <= record.asOf
