@@ -49,6 +49,7 @@ import type { Count } from "./internal/counts.ts"
 import { awaitStop } from "./internal/fibers.ts"
 import { glob } from "./internal/glob.ts"
 import * as NearCache from "./internal/NearCache.ts"
+import { pretty } from "./internal/pretty.ts"
 import { settled } from "./internal/settled.ts"
 import * as Timers from "./internal/Timers.ts"
 import { traced } from "./internal/telemetry.ts"
@@ -372,8 +373,8 @@ const makeNamed = <A, R>(
     const decoded = codec.decode(payload)
     const known = settled(decoded)
     if (known !== undefined) return Exit.succeed(Option.some(known.value))
-    return Effect.catch(Effect.asSome(decoded), (error) =>
-      Effect.logWarning("Cached value does not decode; taken as a miss", error).pipe(
+    return Effect.catchCause(Effect.asSome(decoded), (cause) =>
+      Effect.logWarning("Cached value does not decode; taken as a miss", pretty(cause)).pipe(
         Effect.annotateLogs({ cache: name, key }),
         Effect.andThen(Metric.update(Metrics.cacheUndecodable, 1)),
         Effect.andThen(Effect.succeedNone)

@@ -43,6 +43,7 @@ import * as Counts from "./internal/counts.ts"
 import * as Debounce from "./internal/debounce.ts"
 import { getOrMake } from "./internal/getOrMake.ts"
 import * as Mailbox from "./internal/Mailbox.ts"
+import { pretty } from "./internal/pretty.ts"
 import { settled } from "./internal/settled.ts"
 import * as Timers from "./internal/Timers.ts"
 import * as Trampoline from "./internal/Trampoline.ts"
@@ -300,7 +301,7 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
         }
 
         const gapFailed = (cause: Cause.Cause<unknown>) => {
-          warn("Gap handler failed", {}, Cause.pretty(cause))
+          warn("Gap handler failed", {}, pretty(cause))
           log(Metric.update(Metrics.handlersFailed, 1))
         }
 
@@ -330,7 +331,7 @@ export const make: Effect.Effect<PubSub["Service"], never, PubSubTransport | Ins
           },
           onFailure: (task, exit) => {
             if (task === gap) return gapFailed(exit.cause)
-            warn("Broadcast handler failed", { payload: excerpt(task.payload) }, Cause.pretty(exit.cause))
+            warn("Broadcast handler failed", { payload: excerpt(task.payload) }, pretty(exit.cause))
             log(Metric.update(Metrics.handlersFailed, 1))
           },
           onDrop

@@ -15,13 +15,13 @@
  *
  * @since 0.2.0
  */
-import * as Cause from "effect/Cause"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { Instance } from "./Instance.ts"
+import { pretty } from "./internal/pretty.ts"
 import * as Timers from "./internal/Timers.ts"
 import * as Validate from "./internal/validate.ts"
 import * as Lock from "./Lock.ts"
@@ -81,7 +81,7 @@ export const make = <E, R>(
         Effect.tap((exit) =>
           Exit.isSuccess(exit)
             ? Effect.void
-            : Effect.logWarning("Singleton stopped; lining up again", Cause.pretty(exit.cause))
+            : Effect.logWarning("Singleton stopped; lining up again", pretty(exit.cause))
         ),
         Effect.map(() => begun !== undefined && now() - begun >= well)
       )

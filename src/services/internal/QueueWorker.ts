@@ -28,6 +28,7 @@ import * as Metrics from "../Metrics.ts"
 import type { InvalidInput, Unavailable } from "../Reason.ts"
 import { awaitStop, stopGrace } from "./fibers.ts"
 import type { Count, Durations } from "./counts.ts"
+import { pretty } from "./pretty.ts"
 import { settled } from "./settled.ts"
 import { consuming, isTraced } from "./telemetry.ts"
 import type * as Timers from "./Timers.ts"
@@ -204,7 +205,7 @@ export const run = <A, RD, RE, R, R2>(
       }
       const delay = Effect.catchCause(retryDelay(job.backoff, attempt), (cause) =>
         Effect.andThen(
-          logWarning("Backoff failed; the default is used", Cause.pretty(cause)),
+          logWarning("Backoff failed; the default is used", pretty(cause)),
           retryDelay(defaultBackoff, attempt)
         )
       )
@@ -376,7 +377,7 @@ export const run = <A, RD, RE, R, R2>(
       options.idle === undefined
         ? undefined
         : Effect.catchCause(options.idle, (cause) =>
-            Effect.as(logWarning("Idle gate failed; taken as false", Cause.pretty(cause)), false)
+            Effect.as(logWarning("Idle gate failed; taken as false", pretty(cause)), false)
           )
 
     const step: Effect.Effect<void, Unavailable, R2> =
@@ -434,7 +435,7 @@ export const run = <A, RD, RE, R, R2>(
         Cause.hasInterruptsOnly(cause)
           ? Effect.interrupt
           : Effect.andThen(
-              logWarning("Queue unavailable; trying again", Cause.pretty(cause)),
+              logWarning("Queue unavailable; trying again", pretty(cause)),
               Effect.orDie(Effect.retry(Effect.sandbox(step), outageBackoff))
             )
       ),
@@ -460,4 +461,4 @@ const retryDelay = (backoff: Schedule.Schedule<unknown, unknown>, retry: number)
   })
 
 /** What is kept of an error: readable, and not larger than it is worth. */
-const describe = (cause: Cause.Cause<unknown>): string => Cause.pretty(cause).slice(0, 4_000)
+const describe = (cause: Cause.Cause<unknown>): string => pretty(cause).slice(0, 4_000)

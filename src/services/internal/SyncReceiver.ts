@@ -19,6 +19,7 @@ import * as Debounce from "./debounce.ts"
 import { ExpiringMap } from "./ExpiringMap.ts"
 import * as Mailbox from "./Mailbox.ts"
 import { repeatWindow } from "./outbox/repeats.ts"
+import { pretty } from "./pretty.ts"
 import { settled } from "./settled.ts"
 import { consuming, currentTrace, isTraced } from "./telemetry.ts"
 import type * as Timers from "./Timers.ts"
@@ -142,7 +143,7 @@ export const make = <A, RD, RE, R, R2>(options: {
             pending.failures++
             pending.lastError = String(Cause.squash(cause))
           }
-          warn("Resync failed; it is tried again", Cause.pretty(cause))
+          warn("Resync failed; it is tried again", pretty(cause))
         })
       }),
       // A defect is retried as well: state that stays stale is worse than a loud log.
@@ -183,7 +184,7 @@ export const make = <A, RD, RE, R, R2>(options: {
       },
       onFailure: (task, exit) => {
         if (task === resync) return
-        warn("Sync handler failed; resyncing", Cause.pretty(exit.cause))
+        warn("Sync handler failed; resyncing", pretty(exit.cause))
         log(Metric.update(Metrics.handlersFailed, 1))
         want()
       },

@@ -8,6 +8,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
+import * as SchemaTransformation from "effect/SchemaTransformation"
 import type * as Scope from "effect/Scope"
 import { Cache, Lock, Metrics } from "../../index.ts"
 import type { Backend, TestBackend, TestInstance } from "./Backend.ts"
@@ -264,6 +265,27 @@ export const suite = (backend: Backend): void => {
 
           assert.deepStrictEqual(yield* after.wrap("old", Effect.succeed({ n: 2 })), { n: 2 })
           assert.deepStrictEqual(yield* after.get("old"), Option.some({ n: 2 }))
+        }))
+
+      test("so is one whose Schema throws", (cluster, logs) =>
+        Effect.gen(function* () {
+          const instance = yield* cluster.instance()
+          const texts = yield* instance.run(Cache.make("c", Schema.String))
+          const decode = (text: string): string => new URL(text).href
+          const urls = yield* instance.run(
+            Cache.make(
+              "c",
+              Schema.String.pipe(
+                Schema.decodeTo(Schema.String, SchemaTransformation.transform({ decode, encode: (href) => href }))
+              )
+            )
+          )
+          yield* texts.set("old", "no url")
+          const undecodable = yield* counting(Metrics.cacheUndecodable)
+          assert.deepStrictEqual(yield* urls.get("old"), Option.none())
+          assert.strictEqual(yield* undecodable, 1)
+          assert.lengthOf(warnings(logs, "decode"), 1)
+          assert.strictEqual(yield* urls.wrap("old", Effect.succeed("http://new/")), "http://new/")
         }))
 
       test("mutating a returned or a stored value never changes the cache", (cluster) =>

@@ -15,7 +15,7 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Metrics, PubSub, Topic } from "../../index.ts"
 import type { Backend, TestInstance } from "./Backend.ts"
-import { counting, describeOn, support } from "./support.ts"
+import { counting, describeOn, support, unprintable } from "./support.ts"
 
 const Notes = Topic.make("notes", Schema.String)
 
@@ -483,6 +483,10 @@ export const suite = (backend: Backend): void => {
                   throw new Error("thrown")
                 case "die":
                   return Effect.andThen(Effect.yieldNow, Effect.die("a defect"))
+                case "unprintable":
+                  throw unprintable
+                case "unprintable later":
+                  return Effect.andThen(Effect.yieldNow, Effect.fail(unprintable))
                 case "interrupt":
                   return Effect.andThen(Effect.yieldNow, Effect.interrupt)
                 case "nothing":
@@ -492,7 +496,7 @@ export const suite = (backend: Backend): void => {
               }
             })
           )
-          const texts = ["fail", "throw", "die", "interrupt", "nothing"]
+          const texts = ["fail", "throw", "die", "unprintable", "unprintable later", "interrupt", "nothing"]
           for (const text of texts) yield* publish(a, text)
           yield* arrived(a, got)
           assert.deepStrictEqual(got, texts)

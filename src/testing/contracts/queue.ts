@@ -18,7 +18,7 @@ import * as SchemaTransformation from "effect/SchemaTransformation"
 import * as Scope from "effect/Scope"
 import { type Cohort, EventQueue, Job } from "../../index.ts"
 import type { Backend, TestInstance } from "./Backend.ts"
-import { describeOn, eventually } from "./support.ts"
+import { describeOn, eventually, unprintable } from "./support.ts"
 
 const Numbered = Schema.Struct({ n: Schema.Number })
 type Numbered = typeof Numbered.Type
@@ -452,6 +452,18 @@ export const suite = (backend: Backend, options: { readonly propertyRuns?: numbe
           },
           reason: "Failed",
           error: (attempt) => `boom ${attempt}`
+        },
+        "failure that cannot be printed": {
+          process: () => Effect.andThen(Effect.yieldNow, Effect.fail(unprintable)),
+          reason: "Failed",
+          error: () => "cannot be printed"
+        },
+        "throw that cannot be printed": {
+          process: () => {
+            throw unprintable
+          },
+          reason: "Failed",
+          error: () => "cannot be printed"
         },
         "interruption of its own": { process: () => Effect.interrupt, reason: "Failed", error: () => "interrupt" },
         timeout: { process: () => Effect.never, reason: "TimedOut", error: () => "timed out after 200 ms" }

@@ -71,6 +71,13 @@ export const support = (backend: Backend) => {
   return { scenario, test, waitFor, within }
 }
 
+/** An error that throws when it is looked at, as some with getters of their own do. */
+export const unprintable: Error = Object.defineProperty(new Error("unprintable"), "stack", {
+  get() {
+    throw new Error("thrown by a getter")
+  }
+})
+
 /** Reads how much a counter has grown since. */
 export const counting = (metric: Metric.Metric<number, Metric.CounterState<number>>) =>
   Effect.gen(function* () {
