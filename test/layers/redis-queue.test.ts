@@ -1,7 +1,9 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
+import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import { Cohort, EventQueue, Job } from "../../src/index.ts"
 import { suite } from "../../src/testing/contracts/queue.ts"
@@ -96,6 +98,41 @@ describe("EventQueue on Redis, seen from inside", () => {
       yield* until("all have ended", () => ended === 1_000)
       const calls = String(yield* server.command("info", "commandstats"))
       assert.isBelow(Number(/cmdstat_evalsha:calls=(\d+)/.exec(calls)![1]), 3_000)
+    })
+  )
+
+  it.live("when Redis is full, publishing fails and workers go on, so that it empties", () =>
+    Effect.gen(function* () {
+      const { a, server } = yield* inside
+      const Remembered = Job.make("task", Schema.Struct({ n: Schema.Number }), {
+        keepId: "1 hour",
+        maxRetries: 1,
+        backoff: Schedule.spaced("1 millis")
+      })
+      const publish = (n: number) => a(EventQueue.publish(Remembered, { n }, { id: String(n) }))
+      yield* Effect.forEach(
+        Array.from({ length: 300 }, (_, n) => n),
+        publish,
+        { concurrency: "unbounded" }
+      )
+      const ended = new Set<number>()
+      yield* a(
+        EventQueue.subscribe(Remembered, {
+          process: ({ n }, { attempt }) =>
+            n === 299 || (n % 7 === 0 && attempt === 1) ? Effect.fail("no") : Effect.sync(() => ended.add(n))
+        })
+      )
+      yield* until("some have ended", () => ended.size > 10)
+      yield* server.command("config", "set", "maxmemory", "1mb")
+      yield* until("all but one have ended", () => ended.size === 299)
+      yield* Effect.repeat(a(EventQueue.depth(Remembered)), {
+        until: ({ dead, inFlight }) => dead === 1 && inFlight === 0,
+        schedule: Schedule.spaced("20 millis")
+      })
+      // Also where ids that have ended are remembered.
+      const refused = yield* Effect.exit(publish(1_000))
+      assert.isTrue(Exit.isFailure(refused))
+      assert.include(String(refused), "OOM")
     })
   )
 

@@ -90,11 +90,14 @@ end
 export const publish = RedisScript.make(`${prelude}
 local published = int(now) .. ' '
 local remembers = call('exists', ended) == 1
-if remembers then call('zremrangebyscore', ended, '-inf', int(now)) end
+local function remembered(id)
+  local till = remembers and call('zscore', ended, id)
+  return till and tonumber(till) > now
+end
 local fresh, records, results, later = {}, {}, {}, false
 for i = 2, #ARGV, 3 do
   local id, record = ARGV[i], published .. ARGV[i + 2]
-  if (remembers and call('zscore', ended, id)) or call('hsetnx', jobs, id, record) == 0 then
+  if remembered(id) or call('hsetnx', jobs, id, record) == 0 then
     results[#results + 1] = '0'
   else
     results[#results + 1] = '1'
@@ -130,6 +133,8 @@ if given < #fresh then
   later = true
 end
 if later then wake() end
+-- Not before: a script whose first write gives memory back may write all it wants to a Redis that is full.
+if remembers then call('zremrangebyscore', ended, '-inf', int(now)) end
 return table.concat(results)`)
 
 /**
@@ -219,6 +224,9 @@ undo(1)`,
  * Returns a `1` for each that was accepted and a `0` for each that was refused, in order.
  */
 export const update = RedisScript.make(`${prelude}
+-- Redis lets a script go on that began with a write which needs no memory. When it is full, workers must go on: what
+-- they end makes room.
+call('zrem', held, '')
 local lease = tonumber(ARGV[1])
 local starts, renewals, acks, others = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local at, results = 6, {}
