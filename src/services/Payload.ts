@@ -12,6 +12,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Schema from "effect/Schema"
 import * as SchemaAST from "effect/SchemaAST"
+import * as SchemaIssue from "effect/SchemaIssue"
 import * as SchemaJITCompiler from "effect/schema/SchemaJITCompiler"
 import { makeCopier } from "./internal/copier.ts"
 import { settled } from "./internal/settled.ts"
@@ -182,9 +183,10 @@ export const wire = <S extends Schema.Constraint>(
     Effect.fail(new InvalidInput({ field, detail: reasonOf(error) }))
 
   const decode = (payload: Payload): Effect.Effect<S["Type"], Schema.SchemaError, S["DecodingServices"]> => {
+    if (payload.newer) return Effect.fail(unreadable)
     let tree: unknown
     try {
-      tree = payload.newer ? undefined : treeOf(payload)
+      tree = treeOf(payload)
     } catch {
       tree = undefined // text that is not JSON decodes like a missing value: a SchemaError
     }
@@ -225,6 +227,9 @@ export const wire = <S extends Schema.Constraint>(
   }
   return self
 }
+
+/** Whatever its Schema would take. */
+const unreadable = new Schema.SchemaError(new SchemaIssue.InvalidValue({ message: "written by a later release" }))
 
 const reasonOf = (error: unknown): string => (error instanceof Error ? error.message : String(error))
 
