@@ -7,6 +7,8 @@ import * as NodeHttpClient from "@effect/platform-node/NodeHttpClient"
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import * as Console from "effect/Console"
+import * as CliError from "effect/cli/CliError"
+import * as CliOutput from "effect/cli/CliOutput"
 import * as Command from "effect/cli/Command"
 import * as Flag from "effect/cli/Flag"
 import * as SecureRandom from "effect/crypto/SecureRandom"
@@ -34,12 +36,32 @@ import { CsvFiles } from "./plugins/data-source-main/index.ts"
 const reported = <A, E, R>(run: Effect.Effect<A, E, R>): Effect.Effect<void, never, R> =>
   Effect.catch(Effect.asVoid(run), (error) =>
     Effect.andThen(
-      Console.error(`cohort: ${describe(error)}`),
+      // What is wrong with flags and arguments has been said.
+      CliError.isCliError(error) ? Effect.void : Console.error(`cohort: ${describe(error)}`),
       Effect.sync(() => {
         process.exitCode = 1
       })
     )
   )
+
+/** Wrong flags and arguments are told in a line, too, instead of below all of the help. */
+const presenter = CliOutput.layerPresenter({
+  present: (event) =>
+    event._tag === "InvalidInvocation"
+      ? Effect.forEach(
+          event.errors,
+          ({ message }) => {
+            const command = event.commandPath.join(" ")
+            const what = message
+              .trim()
+              .replace("Expected: Schema validation failed: ", "")
+              .replaceAll(/\s*\n\s*/g, " ")
+            return Console.error(`${command}: ${what} (see ${command} --help)`)
+          },
+          { discard: true }
+        )
+      : CliOutput.defaultPresenter.present(event)
+})
 
 const counted = (count: number, what: string): string => `${count} ${what}${count === 1 ? "" : "s"}`
 
@@ -53,14 +75,14 @@ const instances = (minimum: number) =>
     Flag.optional
   )
 const backendNames = Cohort.backends.join(", ").replace(/, (\w+)$/, " or $1")
-// Any text is taken here: the parser would answer a wrong one with the whole help.
-const backend = Flag.String("backend").pipe(
-  Flag.withDescription(
-    `Which backend: ${backendNames}; default: COHORT_BACKEND, or memory. redis and amqp run a process for each ` +
-      "instance, on REDIS_URL or AMQP_URL, or on servers of their own. What the plugins store is in the PostgreSQL " +
-      "that DATABASE_URL names; otherwise on Redis with both"
-  ),
-  Flag.withDefault("")
+// Any text is taken here, so that a wrong one is told as one in the environment is.
+const backendOf = (description: string) =>
+  Flag.String("backend").pipe(
+    Flag.withDescription(`${backendNames}${description}; default: COHORT_BACKEND, or memory`),
+    Flag.withDefault("")
+  )
+const backend = backendOf(
+  " (a process for each instance, on the servers that REDIS_URL or AMQP_URL name, or on private ones)"
 )
 const app = Flag.String("app").pipe(
   Flag.withDescription("Name of the application; default: COHORT_APP, or cohort-host"),
@@ -80,18 +102,26 @@ const datasetDirectory = Effect.gen(function* () {
   const path = yield* Path.Path
   const main = yield* Effect.try({
     try: () => import.meta.resolve("vega-datasets"),
-    catch: () => new Refused({ detail: "the package vega-datasets is not installed: name a directory with --files" })
+    catch: () =>
+      new Refused({
+        detail:
+          "there are no CSV files to import: npm install vega-datasets, or name a directory of yours with --files " +
+          "(the demo imports zipcodes.csv)"
+      })
   })
   const directory = path.join(path.dirname(yield* path.fromFileUrl(new URL(main))), "..", "data")
   return (yield* fs.exists(directory)) ? directory : yield* new Refused({ detail: `there is no ${directory}` })
 })
 
 /** The directory of the CSV files. */
-const directoryOf = (files: string) =>
+const directoryOf = (flag: string, setting: string | undefined) =>
   Effect.gen(function* () {
     const fs = yield* FileSystem.FileSystem
-    if (files === "") return yield* datasetDirectory
-    return (yield* fs.exists(files)) ? files : yield* new Refused({ detail: `--files: there is no ${files}` })
+    const files = flag === "" ? setting : flag
+    if (files === undefined) return yield* datasetDirectory
+    if (yield* fs.exists(files)) return files
+    const name = flag === "" ? Settings.hostSettings.files.name : "--files"
+    return yield* new Refused({ detail: `${name}: there is no ${files}` })
   })
 
 /** Running instances, and an effect that fails when they cannot go on. */
@@ -129,7 +159,7 @@ const startAll = (options: {
   Effect.gen(function* () {
     const backends = yield* backendsOf(options.backend)
     const settings = yield* Settings.read
-    const directory = yield* directoryOf(options.files === "" ? (settings.files ?? "") : options.files)
+    const directory = yield* directoryOf(options.files, settings.files)
     const names = instanceNames(Option.getOrElse(options.instances, () => settings.instances ?? 3))
     if (options.isDemo && names.length < 2) {
       return yield* new Refused({ detail: `${Settings.hostSettings.instances.name}: the demo needs two or more` })
@@ -230,7 +260,7 @@ const demo = Command.make("demo", { backend, instances: instances(2), files }, (
 ).pipe(Command.withDescription("Play the guide's five scenarios and exit"))
 
 const commands = Commands.make(
-  { backend, app },
+  { backend: backendOf(""), app },
   (options) =>
     Effect.map(Settings.read, (settings) => ({
       backends: backendsOf(options.backend),
@@ -251,10 +281,10 @@ const instance = Command.make(
 ).pipe(Command.unlisted)
 
 Command.make("cohort").pipe(
-  Command.withDescription("Three plugins on Cohort"),
+  Command.withDescription("Runs instances of an application, and looks after a cluster of them"),
   Command.withSubcommands([start, demo, ...commands, instance]),
   Command.run({ version: "0.2.0" }),
-  Effect.provide(Settings.layer),
+  Effect.provide(Layer.merge(Settings.layer, presenter)),
   reported,
   Effect.provide(NodeServices.layer),
   NodeRuntime.runMain

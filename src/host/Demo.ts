@@ -228,7 +228,8 @@ const importedDataset = (peers: ReadonlyArray<Peer>, report: Report) =>
           "the import did not end",
           Effect.gen(function* () {
             const tasks = yield* Effect.forEach(ids, (id) => first.api.tasks.get({ params: { id } }))
-            const { rows } = yield* first.api.collections.get({ params: { collection: "places" } })
+            // One is there from before.
+            const rows = (yield* first.api.collections.get({ params: { collection: "places" } })).rows - 1
             const done = tasks.filter(({ status }) => isEnded(status)).length
             const text = `${rows.toLocaleString("en").padStart(6)} rows, ${done} of ${importTasks} tasks done, running on ${running(tasks) || "-"}`
             if (text !== shown) yield* report.progress(text)

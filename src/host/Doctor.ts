@@ -5,11 +5,16 @@
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
+import type * as Config from "effect/Config"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
+import * as AmqpOptions from "../layers/amqp/AmqpOptions.ts"
 import * as Cohort from "../layers/Cohort.ts"
+import * as RedisOptions from "../layers/redis/RedisOptions.ts"
+import * as Host from "./Host.ts"
 import { describe, ofConfig, type Refused } from "./Refused.ts"
 import * as Server from "./Server.ts"
+import { hostSettings } from "./settings.ts"
 import * as Database from "./sql/settings.ts"
 
 export interface Finding {
@@ -48,14 +53,33 @@ export const skew = <E, R>(about: string, read: Effect.Effect<number, E, R>): Ef
 const examined = (about: string, examine: Examination): Examination =>
   Effect.catchCause(examine, (cause) => Effect.succeed([wrong(about, describe(Cause.squash(cause)))]))
 
-const settings = (detail: string): ReadonlyArray<Finding> => [wrong("settings", detail)]
+/** What of the settings cannot be read. */
+const unreadable = (configs: ReadonlyArray<Config.Config<unknown>>): Effect.Effect<ReadonlyArray<Finding>> =>
+  Effect.map(
+    Effect.forEach(configs, (config) =>
+      Effect.match(config, {
+        onSuccess: () => [],
+        onFailure: (error) => [wrong("settings", ofConfig(error).detail)]
+      })
+    ),
+    (found) => found.flat()
+  )
 
 /** Everything that there is to find. */
 export const examine = (backendsOf: Effect.Effect<Cohort.Backends, Refused>): Examination =>
   Effect.gen(function* () {
     const backends = yield* backendsOf
     const used = new Set<Cohort.Backend>(Object.values(backends))
-    yield* Effect.mapError(Cohort.config, ofConfig)
+    const isRedisNamed = Option.isSome(yield* Server.named(["REDIS_URL", "REDIS_SENTINELS", "REDIS_CLUSTER"]))
+    const isRedisUsed = used.has("redis") || (used.has("amqp") && isRedisNamed)
+    const settings = yield* unreadable([
+      Cohort.config,
+      ...Object.values({ ...hostSettings, ...Host.settings }).map(({ config }) => config),
+      Database.config,
+      ...(isRedisUsed ? [RedisOptions.config] : []),
+      ...(used.has("amqp") ? [AmqpOptions.config] : [])
+    ])
+    if (settings.length > 0) return settings
     const findings: Array<Finding> = [right("settings", "all can be read")]
     if (used.has("memory")) {
       findings.push(right("memory", "in this process: nothing to look at, and nothing is kept when it ends"))
@@ -66,7 +90,6 @@ export const examine = (backendsOf: Effect.Effect<Cohort.Backends, Refused>): Ex
       findings.push(...(yield* examined("postgresql", examine)))
     }
     // Without a database, what the plugins keep is on Redis as well, if there is one.
-    const isRedisNamed = Option.isSome(yield* Server.named(["REDIS_URL", "REDIS_SENTINELS", "REDIS_CLUSTER"]))
     if (used.has("redis") || (used.has("amqp") && !isDatabaseNamed && isRedisNamed)) {
       const { examine } = yield* Effect.promise(() => import("./redis/doctor.ts"))
       findings.push(...(yield* examined("redis", examine(backends))))
@@ -76,4 +99,4 @@ export const examine = (backendsOf: Effect.Effect<Cohort.Backends, Refused>): Ex
       findings.push(...(yield* examined("rabbitmq", examine(backends))))
     }
     return findings
-  }).pipe(Effect.catch(({ detail }) => Effect.succeed(settings(detail))))
+  }).pipe(Effect.catch(({ detail }) => Effect.succeed([wrong("settings", detail)])))

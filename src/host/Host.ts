@@ -9,6 +9,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServer from "effect/http/HttpServer"
+import { ServeError } from "effect/http/HttpServerError"
 import * as HttpApiBuilder from "effect/http-api/HttpApiBuilder"
 import * as HttpApiMiddleware from "effect/http-api/HttpApiMiddleware"
 import * as HttpApiSwagger from "effect/http-api/HttpApiSwagger"
@@ -33,6 +34,7 @@ import { Api } from "./Api.ts"
 import * as Handlers from "./handlers.ts"
 import * as Page from "./page/Page.ts"
 import * as RecentLog from "./page/RecentLog.ts"
+import { describe, Refused } from "./Refused.ts"
 import * as Probes from "./Probes.ts"
 import * as Telemetry from "./Telemetry.ts"
 
@@ -132,7 +134,10 @@ export const start = <E>(options: {
       Layer.provideMerge(base)
     )
     // A memo map of its own: no instance shares a service with another.
-    const context = yield* Layer.buildWithMemoMap(layer, yield* Layer.makeMemoMap, yield* Scope.Scope)
+    const context = yield* Effect.mapError(
+      Layer.buildWithMemoMap(layer, yield* Layer.makeMemoMap, yield* Scope.Scope),
+      (error) => (error instanceof ServeError ? cannotListen(host, options.port, error.cause) : error)
+    )
     const { address } = yield* Effect.provide(HttpServer.HttpServer, context)
     const port = "port" in address ? address.port : options.port
     const health = Context.get(context, Health.Health)
@@ -140,6 +145,15 @@ export const start = <E>(options: {
     yield* Effect.addFinalizer(() => Effect.andThen(health.stopping, Effect.sleep(drainDelay)))
     return { id: options.id, url: urlOf(host, port) } satisfies RunningInstance
   }).pipe(Effect.annotateLogs({ instance: options.id }))
+
+const cannotListen = (host: string, port: number, cause: unknown): Refused => {
+  const code = cause instanceof Error && "code" in cause ? cause.code : undefined
+  if (code === "EADDRINUSE" || code === "EACCES") {
+    const why = code === "EADDRINUSE" ? "is taken" : "is not open to this user"
+    return new Refused({ detail: `port ${port} of ${host} ${why}: --port (or COHORT_PORT) takes another, 0 free ones` })
+  }
+  return new Refused({ detail: `COHORT_HOST: ${describe(cause)}` })
+}
 
 /** Where an instance answers: one that listens on every address does on this machine's own. */
 const urlOf = (host: string, port: number): string => {

@@ -1,6 +1,7 @@
 /** Why a run cannot go on, in words for whoever started it. */
-import type { ConfigError } from "effect/Config"
+import { ConfigError } from "effect/Config"
 import * as Schema from "effect/Schema"
+import { Unavailable } from "../services/Reason.ts"
 
 export class Refused extends Schema.TaggedError<Refused>("cohort/host/Refused")("Refused", {
   detail: Schema.String
@@ -10,14 +11,16 @@ export class Refused extends Schema.TaggedError<Refused>("cohort/host/Refused")(
   }
 }
 
-/** The message of an error, or of the error it wraps; one line. */
+/** The message of an error, or of the error it wraps where that says more; one line. */
 export const describe = (error: unknown): string => {
-  const reason = error instanceof Error && error.cause instanceof Error ? error.cause : error
+  if (error instanceof ConfigError) return ofConfig(error).detail
+  const reason =
+    error instanceof Error && !(error instanceof Unavailable) && error.cause instanceof Error ? error.cause : error
   const message = reason instanceof Error ? reason.message : String(reason)
   return message.trim().replaceAll(/\s*\n\s*/g, " ")
 }
 
-/** `REDIS_TIMEOUT: expected a valid Duration string`. */
+/** `COHORT_PORT: expected a whole number from 0 to 65000`. */
 export const ofConfig = (error: ConfigError): Refused => {
   const text = describe(error.cause)
   const [, expected, name] = /^(.*?) at \["([^"]+)"\]$/.exec(text) ?? []

@@ -13,10 +13,10 @@ import * as Setting from "../services/internal/setting.ts"
 const signals = "OpenTelemetry's other variables are read as well"
 
 export const settings = {
-  endpoint: Setting.text("OTEL_EXPORTER_OTLP_ENDPOINT", "none: nothing is sent", `OTLP collector; ${signals}`),
-  traces: Setting.text("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "the above", "Of traces"),
-  metrics: Setting.text("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "the above", "Of metrics"),
-  logs: Setting.text("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "the above", "Of logs"),
+  endpoint: Setting.url("OTEL_EXPORTER_OTLP_ENDPOINT", "none: nothing is sent", `OTLP collector; ${signals}`),
+  traces: Setting.url("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "the above", "Of traces"),
+  metrics: Setting.url("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "the above", "Of metrics"),
+  logs: Setting.url("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "the above", "Of logs"),
   serviceName: Setting.text("OTEL_SERVICE_NAME", "the name of the app", "What the collector calls the app")
 }
 

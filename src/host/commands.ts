@@ -44,7 +44,7 @@ const on = <A, E>(
     const chosen = (yield* backends)[primitive]
     if (chosen === "memory") {
       return yield* new Refused({
-        detail: `${variables[primitive]}: what is in memory is seen by its own process only`
+        detail: `${variables[primitive]}: what is in memory is seen by its own process only: name what the cluster is on, with --backend redis or amqp`
       })
     }
     const servers = {
@@ -197,7 +197,10 @@ export const make = (
         {
           ...flags,
           channel,
-          limit: Flag.Int("limit").pipe(Flag.withDescription("How many, at the most"), Flag.withDefault(100))
+          limit: Flag.Int("limit").pipe(
+            Flag.withDescription("How many, at the most; default: 100"),
+            Flag.withDefault(100)
+          )
         },
         (options) => run(options, (target) => dead(target, options.channel, options.limit))
       ).pipe(Command.withDescription("The dead letters of a channel, oldest first")),

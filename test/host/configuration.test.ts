@@ -26,6 +26,7 @@ const read = (section: Section, environment: Record<string, string>) =>
 const samples: ReadonlyArray<readonly [RegExp, string, ReadonlyArray<string>]> = [
   [/^`memory`/, "redis", ["rabbit"]],
   [/^text/, "something", []],
+  [/^URL/, "http://there:4318", ["nonsense"]],
   [/^secret/, "s3cret", []],
   [/^duration/, "7 seconds", ["soon", "0 seconds", "-1 second"]],
   [/^whole number/, "7", ["x", "1.5", "-1", "100000"]],

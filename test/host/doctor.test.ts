@@ -116,7 +116,10 @@ describe("cohort doctor", { timeout: 120_000 }, () => {
   })
 
   it("names a setting that makes no sense", () =>
-    finds(onRedis({ COHORT_LOCK_TTL: "soon" }), /^✗ settings: COHORT_LOCK_TTL: expected a valid Duration string$/m))
+    finds(
+      onRedis({ COHORT_LOCK_TTL: "soon" }),
+      /^✗ settings: COHORT_LOCK_TTL: expected a duration, such as `5 seconds`$/m
+    ))
   it("names a backend that does not exist", () =>
     finds(onRedis({ COHORT_QUEUE: "rabbit" }), /^✗ settings: COHORT_QUEUE: expected "memory" \| "redis" \| "amqp"$/m))
 

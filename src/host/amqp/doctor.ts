@@ -3,12 +3,12 @@ import type { Socket } from "node:net"
 import { type ChannelModel, connect } from "amqplib"
 import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
+import * as AmqpLink from "../../layers/amqp/AmqpLink.ts"
 import * as AmqpOptions from "../../layers/amqp/AmqpOptions.ts"
 import type { Backends } from "../../layers/Cohort.ts"
 import { InvalidInput } from "../../services/Reason.ts"
 import { type Examination, type Finding, judged, right, wrong } from "../Doctor.ts"
 import { describe } from "../Refused.ts"
-import { explained } from "./index.ts"
 
 const about = "rabbitmq"
 
@@ -112,5 +112,5 @@ export const examine = (backends: Backends): Examination =>
     ]
   }).pipe(
     Effect.scoped,
-    Effect.catch((error) => Effect.succeed([wrong(about, explained(describe(error)))]))
+    Effect.catch((error) => Effect.succeed([wrong(about, AmqpLink.reasonOf(error))]))
   )

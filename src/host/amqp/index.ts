@@ -21,16 +21,7 @@ const options: Effect.Effect<AmqpOptions.AmqpOptions, Refused> = AmqpOptions.con
 
 /** `AMQP_URL: …` of what a layer on RabbitMQ fails with. */
 const refused = (variable: string, { message }: InvalidInput | Unavailable): Refused =>
-  new Refused({
-    detail: `${variable}: ${explained(message)}`
-  })
-
-/** An error of amqplib, with the words for what it does not say. */
-export const explained = (message: string): string =>
-  message.replace(
-    /Expected ConnectionOpenOk; got <ConnectionClose[^>]*>/,
-    "the vhost is not there, or not open to this user"
-  )
+  new Refused({ detail: `${variable}: ${message}` })
 
 /** Connects once, to know. */
 const check = (variable: string): Effect.Effect<void, Refused> =>

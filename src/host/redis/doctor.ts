@@ -5,7 +5,7 @@ import type { Backends } from "../../layers/Cohort.ts"
 import * as RedisConnection from "../../layers/redis/RedisConnection.ts"
 import * as RedisOptions from "../../layers/redis/RedisOptions.ts"
 import { type Examination, type Finding, judged, right, skew, wrong } from "../Doctor.ts"
-import { ofConfig } from "../Refused.ts"
+import { describe } from "../Refused.ts"
 
 const about = "redis"
 
@@ -33,9 +33,12 @@ export const examine = (backends: Backends): Examination =>
 
     const version = of("redis_version")
     findings.push(judged(isNewEnough(version), about, `version ${version}`, "6.2 or newer is needed"))
-    findings.push(judged(of("loading") === "0", about, `loading its data: ${of("loading")}`, "wait until it has"))
+    const isLoaded = of("loading") === "0"
     findings.push(
-      judged(of("role") === "master", about, `its role is ${of("role")}`, "a replica takes no writes: name the master")
+      judged(isLoaded, about, isLoaded ? "it has its data" : "it is loading its data", "wait until it has them")
+    )
+    findings.push(
+      judged(of("role") === "master", about, `it is a ${of("role")}`, "a replica takes no writes: name the master")
     )
     const isAppending = of("aof_enabled") === "1"
     findings.push(
@@ -78,9 +81,7 @@ export const examine = (backends: Backends): Examination =>
     return findings
   }).pipe(
     Effect.scoped,
-    Effect.catch((error) =>
-      Effect.succeed([wrong(about, error._tag === "ConfigError" ? ofConfig(error).detail : error.message)])
-    ),
+    Effect.catch((error) => Effect.succeed([wrong(about, describe(error))])),
     // The findings tell what the connection would warn of.
     Effect.provideService(References.MinimumLogLevel, "None")
   )

@@ -288,9 +288,12 @@ const closeNow = (model: ChannelModel) => {
 export const unavailable = (detail: string, cause?: unknown): Unavailable =>
   new Unavailable({ backend: "rabbitmq", detail, ...(cause !== undefined && { cause }) })
 
-/** Why something failed, in words. */
+/** Why something failed, in words; with those for what amqplib does not say. */
 export const reasonOf = (error: unknown): string => {
   if (error instanceof AggregateError && error.errors.length > 0) return reasonOf(error.errors[0])
   if (!(error instanceof Error)) return "closed by the server"
+  if (error.message.startsWith("Expected ConnectionOpenOk; got <ConnectionClose")) {
+    return "the vhost is not there, or not open to this user"
+  }
   return error.message === "" ? error.name : error.message
 }

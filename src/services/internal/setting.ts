@@ -38,16 +38,23 @@ export const text: Declare<string> = kind("text", Config.String)
 
 export const secret: Declare<Redacted.Redacted<string>> = kind("secret", Config.Redacted)
 
+export const url: Declare<URL> = kind("URL", Config.URL)
+
 export const boolean: Declare<boolean> = kind("`true` or `false`", Config.Boolean)
 
-const PositiveDuration = Schema.DurationFromString.check(
-  Schema.makeFilter((duration) =>
-    Duration.isGreaterThan(duration, Duration.zero) && Duration.isFinite(duration) ? undefined : "Expected more than 0"
-  )
+const PositiveDuration = Schema.String.check(
+  Schema.makeFilter((text) => {
+    // What comes from outside is any text.
+    const duration = Duration.fromInput(text as Duration.Input)
+    if (Option.isNone(duration)) return "Expected a duration, such as `5 seconds`"
+    return Duration.isGreaterThan(duration.value, Duration.zero) && Duration.isFinite(duration.value)
+      ? undefined
+      : "Expected a duration of more than 0"
+  })
 )
 
 export const duration: Declare<Duration.Duration> = kind("duration, such as `5 seconds`", (name) =>
-  Config.schema(PositiveDuration, name)
+  Config.map(Config.schema(PositiveDuration, name), (text) => Duration.fromInputUnsafe(text as Duration.Input))
 )
 
 export const count = (minimum: number, maximum: number): Declare<number> =>
