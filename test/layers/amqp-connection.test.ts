@@ -164,18 +164,24 @@ describe("AmqpConnection", () => {
       Effect.gen(function* () {
         const server = yield* RabbitServer.make()
         const { amqp } = yield* viaProxy({}, server.port)
+        // Another virtual machine has to start to let it take messages again, which takes seconds.
+        const { amqp: patient } = yield* viaProxy({ timeout: "1 minute" }, server.port)
         const queue = fresh("q")
         const { got } = yield* consume(amqp, queue)
-        assert.isTrue(yield* send(amqp, queue, "before", queueOf(queue)))
+        for (const each of [amqp, patient]) assert.isTrue(yield* send(each, queue, "before", queueOf(queue)))
         yield* server.control("set_vm_memory_high_watermark", "0.0000001")
         // The first one after it is what makes RabbitMQ say so.
+        const sent = yield* Effect.forkChild(send(patient, queue, "sent", queueOf(queue)))
         yield* unavailable(send(amqp, queue, "during", queueOf(queue)))
         const error = yield* unavailable(send(amqp, queue, "during", queueOf(queue)))
         assert.include(error.message, "takes no messages")
-        const waits = yield* Effect.forkChild(send(amqp, queue, "waits", queueOf(queue)))
+        const waits = yield* Effect.forkChild(send(patient, queue, "waits", queueOf(queue)))
         yield* server.control("set_vm_memory_high_watermark", "0.6")
-        assert.isTrue(yield* Fiber.join(waits))
-        yield* until("what was published before and after", () => got.includes("before") && got.includes("waits"))
+        assert.deepStrictEqual(yield* Effect.all([Fiber.join(sent), Fiber.join(waits)]), [true, true])
+        assert.isTrue(yield* send(amqp, queue, "after", queueOf(queue)))
+        yield* until("what was published before, meanwhile and after", () =>
+          ["before", "sent", "waits", "after"].every((text) => got.includes(text))
+        )
       }))
   })
 

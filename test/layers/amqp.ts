@@ -45,10 +45,10 @@ export const amqpPart = <S extends Stores>(
     stores: (url) =>
       Layer.provide(
         part,
-        // On a busy machine it takes a while to be connected.
+        // On a busy machine it takes a while to be connected; and to declare a queue, which must not take 5 seconds.
         Layer.effect(
           AmqpConnection.AmqpConnection,
-          Effect.retry(AmqpConnection.make({ url, timeout: "3 seconds" }), Schedule.recurs(5))
+          Effect.retry(AmqpConnection.make({ url, timeout: "4 seconds" }), Schedule.recurs(5))
         )
       )
   })
