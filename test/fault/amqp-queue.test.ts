@@ -30,6 +30,23 @@ const proxied = (url: string) =>
 const endedOf = (events: ReadonlyArray<{ readonly id: string; readonly what: string }>) =>
   new Set(events.filter(({ what }) => what === "ended").map(({ id }) => id))
 
+/** What RabbitMQ itself hands over, and has no confirm of: from which queue, how often sent, to where, refused by whom. */
+const handOvers = `
+Name = fun({resource, _, _, Q}) -> Q end,
+[{Name(element(2, S)), [{sent, element(8, P), to, lists:map(Name, element(5, P)), refused, lists:map(Name, element(6, P))}
+  || P <- maps:values(element(8, S))]}
+ || {_, W, _, _} <- supervisor:which_children(rabbit_fifo_dlx_sup), S <- [sys:get_state(W)], map_size(element(8, S)) > 0].`
+
+/** Where what is missing may be. */
+const whereabouts = (server: RabbitServer.RabbitServer) =>
+  Effect.map(
+    Effect.all([
+      server.control("list_queues", "name", "messages_ready", "messages_unacknowledged", "messages", "consumers"),
+      server.control("eval", handOvers)
+    ]),
+    (reports) => reports.join("\n")
+  )
+
 describe.concurrent("a queue on RabbitMQ", () => {
   const on = (url: string, body: (stage: ReturnType<typeof make> & { url: string; app: string }) => Test) =>
     Effect.flatMap(RedisServer.make({ fsync: "everysec" }), (notes) => {
@@ -308,6 +325,12 @@ describe.concurrent("a queue on RabbitMQ", () => {
         "every job ended",
         Effect.map(missing, (ids) => ids.length === 0),
         confirmMillis + 120_000
+      ).pipe(
+        Effect.catchCause(() =>
+          Effect.flatMap(Effect.all([missing, whereabouts(server)]), ([ids, where]) =>
+            Effect.die(new Error(`${ids.length} are missing: ${ids.join(" ")}\n${where}`))
+          )
+        )
       )
       yield* queue.done(120_000)
     })

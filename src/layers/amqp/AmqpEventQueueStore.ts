@@ -13,9 +13,10 @@
  *   job, none for the others. See `AmqpClaims` for what a crash leaves: an id that is free too early, or is refused
  *   for 20 seconds, but no duplicate of a job that is not there. A publish that fails gives its claim up; its job, if
  *   RabbitMQ has it, is dropped. Without the log no job with a given id is published.
- * - Delays pass in a ladder of queues, to 16 milliseconds, and are not shorter than asked for. What was on its way from
- *   one step to the next when RabbitMQ was killed may be late by its `dead_letter_worker_publisher_confirm_timeout`
- *   (3 minutes by default), after which it is sent again; `depth` may not count it meanwhile.
+ * - Delays pass in a ladder of queues, to 16 milliseconds, and are not shorter than asked for. What the queue of the
+ *   next step refuses, as one that is not up yet after RabbitMQ was killed, is offered again after its
+ *   `dead_letter_worker_publisher_confirm_timeout` (3 minutes by default), and what comes behind that, once more; `depth`
+ *   may not count it meanwhile.
  * - Dead letters are in a stream; whoever asks for them or for the depth of a channel reads the stream once, and keeps
  *   the letters in memory.
  * - `depth` asks every worker. It fails while one does not answer, until RabbitMQ has noticed.
