@@ -3,7 +3,16 @@
  * that name a file are that file.
  */
 import { spawnSync } from "node:child_process"
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync
+} from "node:fs"
 import { tmpdir } from "node:os"
 import path from "node:path"
 import { afterAll, assert, describe, it } from "@effect/vitest"
@@ -74,6 +83,35 @@ describe("the documents' snippets", () => {
     const { status, stdout } = spawnSync(process.execPath, [tsc, "-p", directory], { encoding: "utf8" })
     assert.strictEqual(status, 0, stdout)
   }, 120_000)
+})
+
+describe("the documents' links", () => {
+  /** As GitHub makes them of headings. */
+  const anchors = (text: string) =>
+    Array.from(text.matchAll(/^#+ (.+)$/gm), ([, heading]) =>
+      heading!
+        .toLowerCase()
+        .replaceAll(/[^\p{L}\p{N} _-]/gu, "")
+        .replaceAll(" ", "-")
+    )
+  const all = [...documents, "CHANGELOG.md", path.join("bench", "README.md")]
+    .flatMap((document) =>
+      Array.from(readFileSync(path.join(root, document), "utf8").matchAll(/\]\(([^)\s]+)\)/g), ([, link]) => ({
+        document,
+        link: link!
+      }))
+    )
+    .filter(({ link }) => !/^https?:/.test(link))
+
+  it("lead to files and headings that are there", () => {
+    assert.isAtLeast(all.length, 30)
+    const broken = all.filter(({ document, link }) => {
+      const [file, anchor] = link.split("#", 2)
+      const target = file === "" ? path.join(root, document) : path.join(root, path.dirname(document), file!)
+      return !existsSync(target) || (anchor !== undefined && !anchors(readFileSync(target, "utf8")).includes(anchor))
+    })
+    assert.deepStrictEqual(broken, [])
+  })
 })
 
 // Those that are tests are tests of this file.
