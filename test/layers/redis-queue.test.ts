@@ -5,6 +5,7 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
+import * as Scope from "effect/Scope"
 import { Cohort, EventQueue, Job } from "../../src/index.ts"
 import { suite } from "../../src/testing/contracts/queue.ts"
 import * as RedisServer from "../servers/RedisServer.ts"
@@ -133,6 +134,40 @@ describe("EventQueue on Redis, seen from inside", () => {
       const refused = yield* Effect.exit(publish(1_000))
       assert.isTrue(Exit.isFailure(refused))
       assert.include(String(refused), "OOM")
+    })
+  )
+
+  it.live("a job that was given to a worker when it closed goes to others, and the attempt does not count", () =>
+    Effect.gen(function* () {
+      const { a, server } = yield* inside
+      for (let round = 0; round < 5; round++) {
+        // The whole instance: what it does not wait for goes with its connection.
+        const scope = yield* Scope.make()
+        yield* Layer.buildWithScope(Cohort.layerRedis({ url: server.url }), scope).pipe(
+          Effect.flatMap((context) =>
+            Effect.provide(EventQueue.subscribe(Task, { process: () => Effect.void }), context)
+          ),
+          Scope.provide(scope)
+        )
+        yield* Effect.repeat(server.command("zcard", "cohort:{app:queue:task}:idle"), {
+          until: (workers) => workers === 1,
+          schedule: Schedule.spaced("10 millis")
+        })
+        // Answered once it was given away: the worker has yet to hear of it.
+        yield* a(EventQueue.publish(Task, { n: round }))
+        yield* Scope.close(scope, Exit.void)
+        assert.strictEqual((yield* a(EventQueue.depth(Task))).inFlight, 0)
+      }
+      const attempts: Array<number> = []
+      yield* a(EventQueue.publish(Task, { n: 5 }))
+      yield* a(EventQueue.subscribe(Task, { process: (_, { attempt }) => Effect.sync(() => attempts.push(attempt)) }))
+      yield* Effect.repeat(a(EventQueue.depth(Task)), {
+        until: ({ inFlight, ready }) => ready + inFlight === 0,
+        schedule: Schedule.spaced("10 millis")
+      })
+      assert.strictEqual((yield* a(EventQueue.depth(Task))).dead, 0)
+      assert.isAbove(attempts.length, 0)
+      assert.isTrue(attempts.every((attempt) => attempt === 1))
     })
   )
 

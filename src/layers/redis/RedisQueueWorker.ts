@@ -343,18 +343,20 @@ export class RedisQueueWorker implements Worker {
     }
   }
 
+  /** Returns when Redis has it all: a connection that is closed next would take what is still to be sent with it. */
   readonly pause: Effect.Effect<void, Unavailable> = Effect.suspend(() =>
     Effect.andThen(
       Effect.ignore(this.taken),
       Effect.callback<void, Unavailable>((resume) => {
         const undo = this.leaveIdle()
-        if (undo.length > 0) {
-          this.maybe = true
+        if (undo.length > 0) this.maybe = true
+        this.giveBack((returned) => {
+          if (undo.length === 0) return resume(Exit.asVoid(returned))
           this.redis.requestRun(Scripts.abandon, this.keys, undo, (result) => {
             if (result._tag === "Failure") this.undone.push(...undo)
+            resume(Exit.asVoid(returned._tag === "Failure" ? returned : result))
           })
-        }
-        this.giveBack((result) => resume(Exit.asVoid(result)))
+        })
       })
     )
   )
