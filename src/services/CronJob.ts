@@ -11,7 +11,9 @@
  *
  * - Clocks of instances may differ by up to an hour before one runs the same time again; it begins by the fastest.
  * - While the queue is away a time is tried again until the next one is due. A time at which no instance was running is
- *   passed over.
+ *   passed over. An instance that stood still, or whose clock was set forward, goes on with the last time that was due.
+ * - A time is known to have been published until an hour after the next one is due, so that who was cut off or stood still
+ *   does not publish it again; on RabbitMQ for a day at most, as all ids are.
  * - Runs of different times may overlap when one takes longer than the interval; take a `Lock` where that matters.
  *
  * @since 0.2.0
@@ -19,6 +21,7 @@
 import * as Clock from "effect/Clock"
 import * as Cron from "effect/Cron"
 import type * as DateTime from "effect/DateTime"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import * as Schedule from "effect/Schedule"
@@ -57,8 +60,8 @@ export interface Options extends Pick<Job.Options, "timeout" | "maxRetries" | "b
 
 const Time = Schema.Struct({ at: Schema.DateTimeUtcFromMillis })
 
-/** How long a time is known to have been published, and so how far clocks may differ. */
-const keepId = "1 hour"
+/** How long a time is known to have been published after the next one is due, and so how far clocks may differ. */
+const keepId = Duration.hours(1)
 
 /** Longest sleep, in milliseconds: the wall clock may be set meanwhile. */
 const longestSleep = 60_000
@@ -108,9 +111,10 @@ export const make = <E, R>(
         at <= now ? Effect.void : Effect.flatMap(Effect.sleep(Math.min(at - now, longestSleep)), () => sleepUntil(at))
       )
 
-    const publish = (at: Date) =>
+    const publish = (at: Date, following: Date) =>
       EventQueue.publish(
-        runs,
+        // Somebody may publish it as late as the next one is due.
+        { ...runs, keepId: runs.keepId + following.getTime() - at.getTime() },
         { at: Schema.decodeSync(Schema.DateTimeUtcFromMillis)(at.getTime()) },
         { id: at.toISOString() }
       ).pipe(
@@ -123,7 +127,13 @@ export const make = <E, R>(
         const at = Cron.next(times.success, last)
         yield* sleepUntil(at.getTime())
         const following = Cron.next(times.success, at)
-        yield* Effect.raceFirst(publish(at), sleepUntil(following.getTime()))
+        const now = yield* Clock.currentTimeMillis
+        if (following.getTime() <= now) {
+          // This process stood still, or its clock was set. In one step: it may be years.
+          const interval = following.getTime() - at.getTime()
+          return yield* from(new Date(Math.max(at.getTime(), now - interval)))
+        }
+        yield* Effect.raceFirst(publish(at, following), sleepUntil(following.getTime()))
         return yield* from(at)
       })
 
