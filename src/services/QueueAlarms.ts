@@ -7,7 +7,7 @@
  * - A channel is _dying_ when it has more dead letters than `deadLetters` (default 100).
  *
  * One instance, the oldest, looks every `interval` (default 10 seconds) at all the channels that the live instances
- * have published to or subscribe to. It logs a warning for each alarm that begins, and is `degraded` in its `Health`.
+ * have published to or subscribe to; what it thought of one that cannot be asked, it thinks on. It logs a warning for each alarm that begins, and is `degraded` in its `Health`.
  *
  * @since 0.2.0
  */
@@ -16,9 +16,10 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
+import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
-import { EventQueue, type EventQueueError } from "./EventQueue.ts"
+import { EventQueue } from "./EventQueue.ts"
 import * as Health from "./Health.ts"
 import { Instance } from "./Instance.ts"
 import * as Timers from "./internal/Timers.ts"
@@ -98,8 +99,20 @@ export const make = (
       for (const channel of since.keys()) if (!channels.has(channel)) since.delete(channel)
 
       const found: Array<Alarm> = []
-      for (const channel of channels) {
-        const { dead, ready } = yield* queue.depth(Job.make(channel, Schema.Json))
+      const depths = yield* Effect.forEach(
+        channels,
+        (channel) =>
+          Effect.map(Effect.result(queue.depth(Job.make(channel, Schema.Json))), (depth) => [channel, depth] as const),
+        { concurrency: "unbounded" }
+      )
+      for (const [channel, depth] of depths) {
+        if (Result.isFailure(depth)) {
+          // What cannot be asked is as it was.
+          yield* Effect.annotateLogs(Effect.logDebug("Queue not looked at", depth.failure), { channel })
+          found.push(...current.filter((alarm) => alarm.channel === channel))
+          continue
+        }
+        const { dead, ready } = depth.success
         if (dead > deadLetters) found.push({ kind: "dying", channel, count: dead })
         if (ready === 0 || served.has(channel)) {
           since.delete(channel)
@@ -121,13 +134,7 @@ export const make = (
       "queues",
       Effect.sync(() => (current.length === 0 ? Health.up : Health.degraded(current.map(textOf).join("; "))))
     )
-    yield* look.pipe(
-      // Who cannot be asked is not known to wait.
-      Effect.catch((error: EventQueueError) => Effect.logDebug("Queues not looked at", error)),
-      Effect.delay(interval),
-      Effect.forever,
-      Effect.forkScoped
-    )
+    yield* look.pipe(Effect.delay(interval), Effect.forever, Effect.forkScoped)
     return QueueAlarms.of({ current: Effect.sync(() => current) })
   })
 
