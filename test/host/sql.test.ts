@@ -64,7 +64,7 @@ describe("with DATABASE_URL", () => {
     await first.exited
     assert.include(first.output, "data in PostgreSQL")
 
-    const second = start(database, "--backend", "redis", "--instances", "2")
+    const second = start(database, "--backend", "amqp", "--instances", "2")
     const [, b] = await urls(second, 2)
     assert.deepStrictEqual((await request("GET", `${b}/collections/places/rows`)).body, [{ city: "Rome" }])
     const query = await request("POST", `${b}/tasks`, {
