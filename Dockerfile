@@ -26,6 +26,6 @@ USER node
 EXPOSE 3000
 HEALTHCHECK --interval=5s --start-period=20s \
   CMD ["node", "-e", "fetch('http://127.0.0.1:3000/readyz').then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))"]
-# SIGTERM drains: give it COHORT_DRAIN_DELAY and 45 seconds.
+# SIGTERM drains: give it COHORT_DRAIN_DELAY, COHORT_SHUTDOWN_TIMEOUT (30 seconds) and 15 seconds to close.
 ENTRYPOINT ["node", "node_modules/cohort/dist/main.js"]
 CMD ["start"]
