@@ -24,16 +24,12 @@ import * as SubscriptionRef from "effect/SubscriptionRef"
 import * as Health from "../../services/Health.ts"
 import * as Timers from "../../services/internal/Timers.ts"
 import { InvalidInput, type Unavailable } from "../../services/Reason.ts"
+import { type LinkState, reasonOf } from "../internal/Reconnect.ts"
 import * as AmqpLink from "./AmqpLink.ts"
 import { type AmqpOptions, config, read } from "./AmqpOptions.ts"
 import * as AmqpSession from "./AmqpSession.ts"
 
-/**
- * Where one connection stands. `idle`: not asked for yet. `closed`: given up, for good.
- *
- * @since 0.2.0
- */
-export type LinkState = "idle" | "connecting" | "ready" | "reconnecting" | "closed"
+export type { LinkState } from "../internal/Reconnect.ts"
 
 /**
  * Where both connections stand.
@@ -202,7 +198,7 @@ export const make = (
           ? ` (it takes no messages: ${blocked})`
           : cause === undefined || request.sent
             ? ""
-            : ` (${AmqpLink.reasonOf(cause)})`
+            : ` (${reasonOf(cause)})`
       return publishing.state() === "closed"
         ? AmqpLink.unavailable(`the connection is closed${why}`, cause)
         : AmqpLink.unavailable(`no answer within ${timeout} ms${why}`, request.sent ? undefined : cause)
@@ -263,7 +259,7 @@ export const make = (
         } catch (error) {
           if (key !== undefined) returned.delete(key)
           if (error instanceof Error && error.name === "IllegalOperationError") wait(this)
-          else this.end(Exit.fail(AmqpLink.unavailable(AmqpLink.reasonOf(error), error)))
+          else this.end(Exit.fail(AmqpLink.unavailable(reasonOf(error), error)))
         }
       }
 
@@ -338,7 +334,7 @@ export const make = (
             // amqplib ends the channels of a connection first, and then the connection.
             queueMicrotask(() => {
               if (live.over) return
-              log(Effect.logWarning("The publishing channel ended; opening another", AmqpLink.reasonOf(channelError)))
+              log(Effect.logWarning("The publishing channel ended; opening another", reasonOf(channelError)))
               openConfirms(live)
             })
           })
@@ -389,7 +385,7 @@ export const make = (
             if (this.done) return
             queueMicrotask(() => {
               if (live.over && this.retry && publishing.state() !== "closed") wait(this)
-              else this.end(Exit.fail(AmqpLink.unavailable(AmqpLink.reasonOf(error), error)))
+              else this.end(Exit.fail(AmqpLink.unavailable(reasonOf(error), error)))
             })
           }
         )

@@ -10,16 +10,11 @@
  */
 import type { Socket } from "node:net"
 import { type ChannelModel, connect } from "amqplib"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Metric from "effect/Metric"
-import * as Pull from "effect/Pull"
-import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
-import * as Timers from "../../services/internal/Timers.ts"
-import * as Metrics from "../../services/Metrics.ts"
+import type * as Timers from "../../services/internal/Timers.ts"
 import { Unavailable } from "../../services/Reason.ts"
-import type { LinkState } from "./AmqpConnection.ts"
+import * as Reconnect from "../internal/Reconnect.ts"
 import type { Settings } from "./AmqpOptions.ts"
 
 /** A connection that was made: it is up once, until it is over. */
@@ -37,7 +32,7 @@ export interface Link {
   readonly connect: () => void
   /** If the connection is lost: tries now, whatever the Schedule says. */
   readonly tryNow: () => void
-  readonly state: () => LinkState
+  readonly state: () => Reconnect.LinkState
   /** What went wrong since it was last connected. */
   readonly lastError: () => unknown
 }
@@ -53,72 +48,25 @@ export const make = (options: {
   readonly onDown: () => void
   /** Whenever RabbitMQ begins or ends to take messages. */
   readonly onBlocked: (live: Live) => void
-  readonly onChange: (state: LinkState) => void
+  readonly onChange: (state: Reconnect.LinkState) => void
 }): Effect.Effect<Link, never, Scope.Scope> =>
   Effect.gen(function* () {
     const { role, settings, timers } = options
     const context = yield* Effect.context<never>()
     const run = Effect.runForkWith(context)
     const attributes = { backend: "rabbitmq", role }
-    const up = Metric.withAttributes(Metrics.connectionUp, attributes)
-    const lost = Metric.withAttributes(Metrics.connectionsLost, attributes)
-
-    let state: LinkState = "idle"
-    let live: Live | undefined
-    let lastError: unknown
-    let closing = false
-
     const log = (entry: Effect.Effect<void>) => run(Effect.annotateLogs(entry, attributes))
 
-    const become = (next: LinkState) => {
-      if (next === state || state === "closed") return
-      const isLost = state === "ready" && !closing
-      if (isLost) lost.updateUnsafe(1, context)
-      if (!closing) {
-        if (next === "ready") log(Effect.logDebug("Connected to RabbitMQ"))
-        else if (next === "closed") {
-          log(Effect.logError("Connection to RabbitMQ given up: its reconnect schedule has ended", reasonOf(lastError)))
-        } else if (isLost) log(Effect.logWarning("Connection to RabbitMQ lost", reasonOf(lastError)))
-        else if (state === "connecting") {
-          log(Effect.logWarning("RabbitMQ cannot be reached; trying again", reasonOf(lastError)))
-        }
-      }
-      state = next
-      up.updateUnsafe(next === "ready" ? 1 : 0, context)
-      options.onChange(next)
-    }
-
-    // --- attempts ---
-
-    const makeStep = () => Effect.runSyncWith(context)(Schedule.toStep(settings.reconnect))
-    let step: ReturnType<typeof makeStep> | undefined
-    /** How long to wait, says the Schedule; `undefined` when it has ended. */
-    const nextDelay = (): number | undefined => {
-      step ??= makeStep()
-      const next = Effect.runSyncExitWith(context)(
-        Pull.catchDone(step(timers.now(), undefined), () => Effect.undefined)
-      )
-      if (next._tag === "Success") return next.value === undefined ? undefined : Duration.toMillis(next.value[1])
-      log(
-        Effect.logError("The reconnect schedule of a RabbitMQ connection failed; trying again in 1 second", next.cause)
-      )
-      return 1_000
-    }
-
-    /** When the last attempt began, and when the Schedule wants the next. */
-    let last = Number.NEGATIVE_INFINITY
-    let scheduled = Number.NEGATIVE_INFINITY
+    let live: Live | undefined
+    let closing = false
     let attempting = false
     let attempts = 0
 
     const attempt = () => {
-      timers.cancel(timer)
       if (attempting || live !== undefined || closing) return
       attempting = true
-      last = timers.now()
-      if (state === "idle") become("connecting")
       // amqplib may never tell what became of a connection that is cut off while it is made.
-      const late = timers.at(last + 3 * settings.timeout, () => end(new Error("no answer while connecting")))
+      const late = timers.at(timers.now() + 3 * settings.timeout, () => end(new Error("no answer while connecting")))
       let over = false
       const end = (outcome: ChannelModel | Error) => {
         if (over) {
@@ -132,51 +80,36 @@ export const make = (options: {
           if (closing) closeNow(outcome)
           else onOpen(outcome)
         } else {
-          lastError = outcome
-          onEnd()
+          reconnect.note(outcome)
+          reconnect.onDown()
         }
       }
       open(settings, role, attempts++).then(end, (error) =>
         end(error instanceof Error ? error : new Error(String(error)))
       )
     }
-    const timer = new Task(attempt)
-
-    /** Whoever waits does so no longer than the timeout: the Schedule may be too slow for that. */
-    const plan = () => {
-      timers.start(timer, options.isAwaited() ? Math.min(scheduled, last + settings.timeout / 10) : scheduled)
-    }
-
-    const onEnd = () => {
-      if (closing) return
-      become("reconnecting")
-      const now = timers.now()
-      // An attempt before its time does not count for the Schedule.
-      if (scheduled <= now) {
-        const delay = nextDelay()
-        if (delay === undefined) return become("closed")
-        scheduled = now + delay
-      }
-      plan()
-    }
+    const reconnect = yield* Reconnect.make({
+      ...options,
+      server: "RabbitMQ",
+      attributes,
+      timeout: settings.timeout,
+      reconnect: settings.reconnect,
+      attempt
+    })
 
     const onOpen = (model: ChannelModel) => {
       const opened: Live = { model, blocked: undefined, over: false }
       live = opened
       joinWrites(model)
-      lastError = step = undefined
-      scheduled = Number.NEGATIVE_INFINITY
-      model.on("error", (error) => {
-        lastError = error
-      })
+      model.on("error", reconnect.note)
       model.on("close", (error) => {
-        lastError ??= error
+        reconnect.note(reconnect.lastError() ?? error)
         opened.over = true
         // After a heartbeat that failed the socket would stay.
         socketOf(model).destroy()
         live = undefined
         options.onDown()
-        onEnd()
+        reconnect.onDown()
       })
       model.on("blocked", (reason) => {
         opened.blocked = reason === "" ? "no reason given" : reason
@@ -188,15 +121,14 @@ export const make = (options: {
         log(Effect.logInfo("RabbitMQ takes messages again"))
         options.onBlocked(opened)
       })
-      become("ready")
+      reconnect.onUp()
       options.onUp(opened)
     }
 
     yield* Effect.addFinalizer(() =>
       Effect.callback<void>((resume) => {
         closing = true
-        timers.cancel(timer)
-        become("closed")
+        reconnect.close()
         if (live === undefined) return resume(Effect.void)
         const { model } = live
         const socket = socketOf(model)
@@ -210,26 +142,12 @@ export const make = (options: {
 
     return {
       live: () => live,
-      connect: () => {
-        if (state === "idle") attempt()
-        else if (timer.pending) plan()
-      },
-      tryNow: () => {
-        if (timer.pending) attempt()
-      },
-      state: () => state,
-      lastError: () => lastError
+      connect: reconnect.connect,
+      tryNow: reconnect.tryNow,
+      state: reconnect.state,
+      lastError: reconnect.lastError
     }
   })
-
-export class Task extends Timers.Timer {
-  override readonly run: () => void
-
-  constructor(run: () => void) {
-    super()
-    this.run = run
-  }
-}
 
 const open = (settings: Settings, role: string, attempt: number): Promise<ChannelModel> => {
   const { heartbeat, name, nodes, password, timeout, tls, username, vhost } = settings
@@ -287,13 +205,3 @@ const closeNow = (model: ChannelModel) => {
 
 export const unavailable = (detail: string, cause?: unknown): Unavailable =>
   new Unavailable({ backend: "rabbitmq", detail, ...(cause !== undefined && { cause }) })
-
-/** Why something failed, in words; with those for what amqplib does not say. */
-export const reasonOf = (error: unknown): string => {
-  if (error instanceof AggregateError && error.errors.length > 0) return reasonOf(error.errors[0])
-  if (!(error instanceof Error)) return "closed by the server"
-  if (error.message.startsWith("Expected ConnectionOpenOk; got <ConnectionClose")) {
-    return "the vhost is not there, or not open to this user"
-  }
-  return error.message === "" ? error.name : error.message
-}

@@ -16,10 +16,11 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Semaphore from "effect/Semaphore"
 import type { Delivery, Outcome, Settlement, Worker } from "../../services/EventQueueStore.ts"
-import type * as Timers from "../../services/internal/Timers.ts"
+import * as Timers from "../../services/internal/Timers.ts"
 import { Payload } from "../../services/Payload.ts"
 import type { Unavailable } from "../../services/Reason.ts"
-import { reasonOf, Task, unavailable } from "./AmqpLink.ts"
+import { reasonOf } from "../internal/Reconnect.ts"
+import { unavailable } from "./AmqpLink.ts"
 import { ask, type Names } from "./AmqpQueueNames.ts"
 import { type Job, readJob } from "./AmqpQueueRecord.ts"
 import type { Session, Sessions } from "./AmqpSession.ts"
@@ -122,7 +123,7 @@ export class AmqpQueueWorker implements Worker {
     this.now = options.now
     this.runFork = options.runFork
     this.timers = options.timers
-    this.unwanted = new Task(() => this.runFork(Effect.ignore(this.pause)))
+    this.unwanted = new Timers.Call(() => this.runFork(Effect.ignore(this.pause)))
   }
 
   attach(sessions: Sessions): void {

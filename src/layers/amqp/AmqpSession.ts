@@ -9,9 +9,10 @@
 import type { Channel, ConsumeMessage, Options } from "amqplib"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type * as Timers from "../../services/internal/Timers.ts"
+import * as Timers from "../../services/internal/Timers.ts"
 import type { Unavailable } from "../../services/Reason.ts"
-import { type Live, reasonOf, Task, unavailable } from "./AmqpLink.ts"
+import { reasonOf } from "../internal/Reconnect.ts"
+import { type Live, unavailable } from "./AmqpLink.ts"
 
 /** How long to wait before a channel is opened again, at first and at most, in milliseconds. */
 const firstDelay = 50
@@ -212,7 +213,7 @@ export const makeRegistry = (options: {
               else session.abandon(error)
             })
           }
-          const again = new Task(start)
+          const again = new Timers.Call(start)
           const patience = new Patience()
 
           const keeper = {
@@ -283,7 +284,7 @@ export const makeRegistry = (options: {
 }
 
 /** For how long an attempt is waited for. */
-class Patience extends Task {
+class Patience extends Timers.Call {
   onTime: () => void = () => {}
 
   constructor() {

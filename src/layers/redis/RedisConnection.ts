@@ -24,18 +24,14 @@ import { Cluster, type RedisOptions as IoredisOptions, Redis } from "ioredis"
 import * as Health from "../../services/Health.ts"
 import * as Timers from "../../services/internal/Timers.ts"
 import { InvalidInput, type Unavailable } from "../../services/Reason.ts"
+import { type LinkState, reasonOf } from "../internal/Reconnect.ts"
 import * as RedisLink from "./RedisLink.ts"
 import { clusterOptions, config, type RedisOptions, read, type Settings } from "./RedisOptions.ts"
 import { type Answered, hasNotRun, isLost, makeTurns, Request, Sent } from "./RedisRequest.ts"
 import type { RedisScript } from "./RedisScript.ts"
 import * as RedisSubscriber from "./RedisSubscriber.ts"
 
-/**
- * Where one connection stands. `idle`: not asked for yet. `closed`: given up, for good.
- *
- * @since 0.2.0
- */
-export type LinkState = "idle" | "connecting" | "ready" | "reconnecting" | "closed"
+export type { LinkState } from "../internal/Reconnect.ts"
 
 /**
  * Where both connections stand.
@@ -218,7 +214,7 @@ export const make = (
 
     const notConnected = () => {
       const cause = commands.lastError()
-      const why = cause === undefined ? "" : ` (${RedisLink.reasonOf(cause)})`
+      const why = cause === undefined ? "" : ` (${reasonOf(cause)})`
       return commands.state() === "closed"
         ? RedisLink.unavailable(`the connection is closed${why}`, cause)
         : RedisLink.unavailable(`no answer within ${timeout} ms${why}`, cause)

@@ -9,17 +9,13 @@
  *   silently is noticed within the timeout of its socket.
  */
 import type { Socket } from "node:net"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Metric from "effect/Metric"
-import * as Pull from "effect/Pull"
-import * as Schedule from "effect/Schedule"
+import type * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { Cluster, type Redis } from "ioredis"
 import * as Timers from "../../services/internal/Timers.ts"
-import * as Metrics from "../../services/Metrics.ts"
 import { Unavailable } from "../../services/Reason.ts"
-import type { LinkState } from "./RedisConnection.ts"
+import * as Reconnect from "../internal/Reconnect.ts"
 
 export interface Link<C extends Redis | Cluster> {
   readonly client: C
@@ -28,7 +24,7 @@ export interface Link<C extends Redis | Cluster> {
   readonly connect: () => void
   /** If the connection is lost: tries now, whatever the Schedule says. */
   readonly tryNow: () => void
-  readonly state: () => LinkState
+  readonly state: () => Reconnect.LinkState
   /** What went wrong since it was last connected. */
   readonly lastError: () => unknown
 }
@@ -46,102 +42,35 @@ export const make = <C extends Redis | Cluster>(options: {
   readonly onRetry?: () => void
   /** Whether somebody waits for the connection. */
   readonly isAwaited: () => boolean
-  readonly onChange: (state: LinkState) => void
+  readonly onChange: (state: Reconnect.LinkState) => void
 }): Effect.Effect<Link<C>, never, Scope.Scope> =>
   Effect.gen(function* () {
     const { client, role, timeout, timers } = options
-    const context = yield* Effect.context<never>()
-    const run = Effect.runForkWith(context)
-    const attributes = { backend: "redis", role }
-    const up = Metric.withAttributes(Metrics.connectionUp, attributes)
-    const lost = Metric.withAttributes(Metrics.connectionsLost, attributes)
-
-    let state: LinkState = "idle"
-    let lastError: unknown
-    let closing = false
-
-    const become = (next: LinkState) => {
-      if (next === state || state === "closed") return
-      const isLost = state === "ready" && !closing
-      if (isLost) lost.updateUnsafe(1, context)
-      const log = closing
-        ? undefined
-        : next === "ready"
-          ? Effect.logDebug("Connected to Redis")
-          : next === "closed"
-            ? Effect.logError("Connection to Redis given up: its reconnect schedule has ended", reasonOf(lastError))
-            : isLost
-              ? Effect.logWarning("Connection to Redis lost", reasonOf(lastError))
-              : state === "connecting"
-                ? Effect.logWarning("Redis cannot be reached; trying again", reasonOf(lastError))
-                : undefined
-      if (log !== undefined) run(Effect.annotateLogs(log, attributes))
-      state = next
-      up.updateUnsafe(next === "ready" ? 1 : 0, context)
-      options.onChange(next)
-    }
-
-    // --- attempts ---
-
-    let step: ReturnType<typeof makeStep> | undefined
-    const makeStep = () => Effect.runSyncWith(context)(Schedule.toStep(options.reconnect))
-    /** How long to wait, says the Schedule; `undefined` when it has ended. */
-    const nextDelay = (): number | undefined => {
-      step ??= makeStep()
-      const next = Effect.runSyncExitWith(context)(
-        Pull.catchDone(step(timers.now(), undefined), () => Effect.undefined)
-      )
-      if (next._tag === "Success") return next.value === undefined ? undefined : Duration.toMillis(next.value[1])
-      run(Effect.logError("The reconnect schedule of a Redis connection failed; trying again in 1 second", next.cause))
-      return 1_000
-    }
-
-    /** When the last attempt began, and when the Schedule wants the next. */
-    let last = Number.NEGATIVE_INFINITY
-    let scheduled = Number.NEGATIVE_INFINITY
-
-    const attempt = () => {
-      timers.cancel(timer)
-      last = timers.now()
-      if (state === "idle") become("connecting")
-      else options.onRetry?.()
-      client.connect().catch(() => undefined)
-    }
-    const timer = new Task(attempt)
-
-    /** Whoever waits does so no longer than the timeout: the Schedule may be too slow for that. */
-    const plan = () => {
-      timers.start(timer, options.isAwaited() ? Math.min(scheduled, last + timeout / 10) : scheduled)
-    }
-
-    const onEnd = () => {
-      if (closing) return
-      become("reconnecting")
-      const now = timers.now()
-      // An attempt before its time does not count for the Schedule.
-      if (scheduled <= now) {
-        const delay = nextDelay()
-        if (delay === undefined) return become("closed")
-        scheduled = now + delay
+    let first = true
+    const reconnect = yield* Reconnect.make({
+      ...options,
+      server: "Redis",
+      attributes: { backend: "redis", role },
+      attempt: () => {
+        if (!first) options.onRetry?.()
+        first = false
+        client.connect().catch(() => undefined)
       }
-      plan()
-    }
+    })
 
     const note = (error: unknown) => {
-      lastError = withoutArguments(error)
+      reconnect.note(withoutArguments(error))
     }
     client.on("error", note)
     client.on("node error", note)
     client.on("ready", () => {
-      lastError = step = undefined
-      scheduled = Number.NEGATIVE_INFINITY
       timers.start(heartbeat, timers.now() + timeout / 2)
-      become("ready")
+      reconnect.onUp()
     })
-    client.on("end", onEnd)
+    client.on("end", reconnect.onDown)
 
     // The socket's timeout does the rest: it watches whoever owes an answer.
-    const heartbeat = new Task(() => {
+    const heartbeat = new Timers.Call(() => {
       if (client.status !== "ready") return
       for (const node of nodesOf(client)) if (node.status === "ready") node.ping().catch(() => undefined)
       timers.start(heartbeat, timers.now() + timeout / 2)
@@ -149,10 +78,8 @@ export const make = <C extends Redis | Cluster>(options: {
 
     yield* Effect.addFinalizer(() =>
       Effect.sync(() => {
-        closing = true
-        timers.cancel(timer)
         timers.cancel(heartbeat)
-        become("closed")
+        reconnect.close()
         // What is written goes out, but nobody waits for the other side to say goodbye: it may be dead.
         const streams = nodesOf(client).map(({ stream }) => stream as Socket | undefined)
         client.disconnect()
@@ -166,26 +93,12 @@ export const make = <C extends Redis | Cluster>(options: {
     return {
       client,
       isReady: () => client.status === "ready" && (client instanceof Cluster || client.stream.writable),
-      connect: () => {
-        if (state === "idle") attempt()
-        else if (timer.pending) plan()
-      },
-      tryNow: () => {
-        if (timer.pending) attempt()
-      },
-      state: () => state,
-      lastError: () => lastError
+      connect: reconnect.connect,
+      tryNow: reconnect.tryNow,
+      state: reconnect.state,
+      lastError: reconnect.lastError
     }
   })
-
-class Task extends Timers.Timer {
-  override readonly run: () => void
-
-  constructor(run: () => void) {
-    super()
-    this.run = run
-  }
-}
 
 const nodesOf = (client: Redis | Cluster): ReadonlyArray<Redis> =>
   client instanceof Cluster ? client.nodes("all") : [client]
@@ -200,11 +113,3 @@ export const withoutArguments = (error: unknown): unknown => {
 
 export const unavailable = (detail: string, cause?: unknown): Unavailable =>
   new Unavailable({ backend: "redis", detail, ...(cause !== undefined && { cause: withoutArguments(cause) }) })
-
-/** Why the last attempt to connect failed, in words. */
-export const reasonOf = (error: unknown): string => {
-  if (error instanceof AggregateError && error.errors.length > 0) return reasonOf(error.errors[0])
-  if (!(error instanceof Error)) return "closed by the server"
-  if ("lastNodeError" in error && error.lastNodeError instanceof Error) return reasonOf(error.lastNodeError)
-  return error.message === "" ? error.name : error.message
-}

@@ -128,8 +128,8 @@ export class RedisQueueWorker implements Worker {
     this.channel = `cohort:queue:${options.name}`
     this.lease = millis(options.lease)
     this.mostAhead = Math.max(mostAhead, Math.min(2 * options.concurrency, 1_000))
-    this.dueTimer = new Call(() => this.wake())
-    this.idleTimer = new Call(() => this.onIdle())
+    this.dueTimer = new Timers.Call(() => this.wake())
+    this.idleTimer = new Timers.Call(() => this.onIdle())
     this.updates = perTurn.make((items) => this.send(items), mostPerScript)
   }
 
@@ -444,15 +444,6 @@ export class RedisQueueWorker implements Worker {
         }
       }
     })
-  }
-}
-
-class Call extends Timers.Timer {
-  override readonly run: () => void
-
-  constructor(run: () => void) {
-    super()
-    this.run = run
   }
 }
 

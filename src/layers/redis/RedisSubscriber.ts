@@ -12,7 +12,8 @@ import type * as Scope from "effect/Scope"
 import type { Redis } from "ioredis"
 import type { Timers } from "../../services/internal/Timers.ts"
 import type { Unavailable } from "../../services/Reason.ts"
-import { type Link, reasonOf, unavailable, withoutArguments } from "./RedisLink.ts"
+import { reasonOf } from "../internal/Reconnect.ts"
+import { type Link, unavailable, withoutArguments } from "./RedisLink.ts"
 
 interface Subscriber {
   readonly onMessage: (message: string) => void

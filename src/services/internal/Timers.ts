@@ -36,7 +36,8 @@ export abstract class Timer {
   }
 }
 
-class Call extends Timer {
+/** A function as a timer, to be started by {@link Timers.start}. */
+export class Call extends Timer {
   override readonly run: () => void
 
   constructor(run: () => void) {

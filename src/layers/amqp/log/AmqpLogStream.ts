@@ -12,12 +12,14 @@
  * RabbitMQ 3.10 never brings back a stream that was made within the last moments before it
  * was killed ("home node is down"): that one has to be deleted by hand.
  */
+
+import type { ConsumeMessage } from "amqplib"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
-import type { ConsumeMessage } from "amqplib"
 import type { Unavailable } from "../../../services/Reason.ts"
+import { reasonOf } from "../../internal/Reconnect.ts"
 import type { AmqpConnection, Topology } from "../AmqpConnection.ts"
-import { reasonOf, unavailable } from "../AmqpLink.ts"
+import { unavailable } from "../AmqpLink.ts"
 import type { Session } from "../AmqpSession.ts"
 import { shortName } from "../names.ts"
 import type { LogStream } from "./LogStream.ts"
