@@ -3,7 +3,7 @@ import type { Socket } from "node:net"
 import { type ChannelModel, connect } from "amqplib"
 import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
-import * as AmqpLink from "../../layers/amqp/AmqpLink.ts"
+import { reasonOf } from "../../layers/internal/Reconnect.ts"
 import * as AmqpOptions from "../../layers/amqp/AmqpOptions.ts"
 import type { Backends } from "../../layers/Cohort.ts"
 import { InvalidInput } from "../../services/Reason.ts"
@@ -112,5 +112,5 @@ export const examine = (backends: Backends): Examination =>
     ]
   }).pipe(
     Effect.scoped,
-    Effect.catch((error) => Effect.succeed([wrong(about, AmqpLink.reasonOf(error))]))
+    Effect.catch((error) => Effect.succeed([wrong(about, reasonOf(error))]))
   )
