@@ -125,10 +125,12 @@ export const make = (
     const latest = yield* SubscriptionRef.make<ReadonlyArray<Member>>(yield* members)
     const refresh = Effect.flatMap(members, (members) => SubscriptionRef.set(latest, members))
 
+    let left = false
     const tell = (answer: boolean) =>
-      Effect.flatMap(self, (about) => pubsub.publish(Members, { _tag: "Here", about, answer })).pipe(
-        Effect.catch((error) => Effect.logDebug("Members not told", error))
-      )
+      Effect.flatMap(self, (about) =>
+        // After its farewell it would be there again, for everyone who hears it.
+        left ? Effect.void : pubsub.publish(Members, { _tag: "Here", about, answer })
+      ).pipe(Effect.catch((error) => Effect.logDebug("Members not told", error)))
 
     yield* pubsub.subscribe(
       Members,
@@ -144,7 +146,10 @@ export const make = (
       // Who came or went in the meantime is not known.
       { onGap: tell(true) }
     )
-    yield* Effect.addFinalizer(() => Effect.ignore(pubsub.publish(Members, { _tag: "Gone", id })))
+    yield* Effect.addFinalizer(() => {
+      left = true
+      return Effect.ignore(pubsub.publish(Members, { _tag: "Gone", id }))
+    })
     yield* tell(true)
     yield* Effect.andThen(tell(false), refresh).pipe(Effect.delay(interval), Effect.forever, Effect.forkScoped)
 
