@@ -47,6 +47,8 @@ interface Open {
   /** Closes when it has ended. */
   readonly scope: Scope.Closeable
   readonly locks: Map<string, Held>
+  /** The one around it, of another client. */
+  readonly around: Open | undefined
 }
 
 const Innermost = Context.Reference<Open | undefined>("cohort/services/Transaction", { defaultValue: () => undefined })
@@ -77,7 +79,15 @@ const bounded = (client: SqlClient): SqlClient => {
       Option.isSome(Context.getOption(context, client.transactionService))
         ? client.withTransaction(effect)
         : Effect.acquireUseRelease(
-            Effect.map(Scope.make(), (scope): Open => ({ key: client.transactionService, scope, locks: new Map() })),
+            Effect.map(
+              Scope.make(),
+              (scope): Open => ({
+                key: client.transactionService,
+                scope,
+                locks: new Map(),
+                around: Context.get(context, Innermost)
+              })
+            ),
             (open) =>
               client.withTransaction(
                 Effect.provideService(
@@ -105,8 +115,9 @@ export const layer: Layer.Layer<SqlClient, never, SqlClient> = Layer.effect(SqlC
 
 /** The open transaction here, if {@link layer} made its client. */
 const known = (context: Context.Context<never>, key: Context.Key<any, object>): Open | undefined => {
-  const open = Context.get(context, Innermost)
-  return open?.key === key ? open : undefined
+  let open = Context.get(context, Innermost)
+  while (open !== undefined && open.key !== key) open = open.around
+  return open
 }
 
 /**

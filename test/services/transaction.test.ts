@@ -67,6 +67,34 @@ describe("a lock taken in a transaction", () => {
     })
   )
 
+  it.effect("is that of the client in context, also inside one of another database", () =>
+    Effect.gen(function* () {
+      const { isFree, locked, run, sql } = yield* setUp
+      const url = Redacted.make(yield* PostgresServer.database)
+      const other = Context.get(
+        yield* Layer.build(Layer.provide(Transaction.layer, PgClient.layer({ url, maxConnections: 2 }))),
+        SqlClient.SqlClient
+      )
+      const free: Array<boolean> = []
+      const look = Effect.map(Effect.orDie(isFree("k")), (isFree) => void free.push(isFree))
+      const ends: Array<string> = []
+      yield* sql
+        .withTransaction(
+          Effect.gen(function* () {
+            const work = Effect.andThen(locked("k", 1), Transaction.onEnd(Effect.sync(() => void ends.push("outer"))))
+            yield* other.withTransaction(work)
+            assert.deepStrictEqual(ends, [])
+            yield* look
+            return yield* Effect.fail("rolled back")
+          })
+        )
+        .pipe(Effect.flip, run)
+      assert.deepStrictEqual(free, [false])
+      assert.deepStrictEqual(ends, ["outer"])
+      assert.isTrue(yield* isFree("k"))
+    })
+  )
+
   it.effect("is released when that is rolled back: failed, interrupted, died, or refused at its COMMIT", () =>
     Effect.gen(function* () {
       const { count, isFree, locked, run, sql } = yield* setUp
