@@ -94,11 +94,13 @@ export const make = <E, R>(
   options: Options = {}
 ): Effect.Effect<void, EventQueue.EventQueueError, EventQueue.EventQueue | Instance | R | Scope.Scope> =>
   Effect.gen(function* () {
+    const invalid = (detail: string) =>
+      Effect.fail(new EventQueue.EventQueueError({ reason: new InvalidInput({ field: "cron", detail }) }))
     const times = typeof cron === "string" ? Cron.parse(cron, options.timeZone ?? "UTC") : Result.succeed(cron)
-    if (Result.isFailure(times)) {
-      const reason = new InvalidInput({ field: "cron", detail: times.failure.message })
-      return yield* Effect.fail(new EventQueue.EventQueueError({ reason }))
-    }
+    if (Result.isFailure(times)) return yield* invalid(times.failure.message)
+    const start = yield* Clock.currentTimeMillis
+    // The thirtieth of February can be written, and never comes.
+    if (Result.isFailure(Result.try(() => Cron.next(times.success, start)))) return yield* invalid("it never comes")
     const runs = job(name, options)
 
     yield* EventQueue.subscribe(runs, {
@@ -137,8 +139,5 @@ export const make = <E, R>(
         return yield* from(at)
       })
 
-    yield* Effect.flatMap(Clock.currentTimeMillis, (now) => from(new Date(now))).pipe(
-      Effect.annotateLogs({ cron: name }),
-      Effect.forkScoped
-    )
+    yield* from(new Date(start)).pipe(Effect.annotateLogs({ cron: name }), Effect.forkScoped)
   })

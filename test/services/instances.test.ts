@@ -67,6 +67,8 @@ describe("bad input", () => {
       assert.strictEqual((yield* Effect.flip(WorkerId.make({ count: 0 }))).reason._tag, "InvalidInput")
       const cron = yield* Effect.flip(CronJob.make("x", "every day", () => Effect.void))
       assert.isTrue(cron.reason._tag === "InvalidInput" && cron.reason.field === "cron")
+      const never = yield* Effect.flip(CronJob.make("x", "0 0 30 2 *", () => Effect.void))
+      assert.isTrue(never.reason._tag === "InvalidInput" && never.reason.field === "cron")
       const name = yield* Effect.flip(CronJob.make("", "* * * * *", () => Effect.void))
       assert.isTrue(name.reason._tag === "InvalidInput" && name.reason.field === "channel")
     }).pipe(Effect.scoped, Effect.provide(Membership.layer), Effect.provide(Cohort.layerMemory()))
