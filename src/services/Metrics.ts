@@ -47,7 +47,7 @@ export const cacheMisses = counter("cohort.cache.misses", "Cache look-ups that f
 export const jobsStale = counter("cohort.queue.stale", "Settlements refused because the lease had passed on")
 /** Leases lost before they were released. @since 0.1.0 */
 export const leasesLost = counter("cohort.lock.leases.lost", "Leases lost before they were released")
-/** Whether a connection to a broker is up: 1 or 0, by backend and role. @since 0.2.0 */
+/** Whether a connection to a broker is up: 1 or 0, by backend, role and, where it has one, name. @since 0.2.0 */
 export const connectionUp = Metric.gauge("cohort.connection.up", {
   description: "Whether a connection to a broker is up, by backend and role"
 })

@@ -43,6 +43,11 @@ describe("probes", () => {
     const { detail, status } = components.find(({ component }: { component: string }) => component === "redis")
     assert.strictEqual(status, "down")
     assert.match(detail, /(commands|subscriptions) (re)?connecting/)
+    // The plugins' stores have a connection of their own.
+    assert.sameMembers(
+      components.flatMap(({ component }: { component: string }) => (component.startsWith("redis") ? [component] : [])),
+      ["redis", "redis (data)"]
+    )
     assert.strictEqual((await becomes(`${url}/livez`, 200)).ready, false)
     await Effect.runPromise(server.start)
     await becomes(`${url}/readyz`, 200)

@@ -140,10 +140,10 @@ export const make = (
       runFork(SubscriptionRef.update(states, (state) => ({ ...state, ...change })))
     }
     yield* Health.register(
-      "redis",
+      options.name === undefined ? "redis" : `redis (${options.name})`,
       Effect.map(SubscriptionRef.get(states), (state) => Health.ofLinks({ ...state }))
     )
-    const common = { timers, timeout, reconnect: settings.reconnect }
+    const common = { timers, timeout, reconnect: settings.reconnect, name: options.name }
 
     // --- subscriptions ---
 

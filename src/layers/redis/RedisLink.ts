@@ -32,6 +32,8 @@ export interface Link<C extends Redis | Cluster> {
 /** Keeps a client until the scope closes. */
 export const make = <C extends Redis | Cluster>(options: {
   readonly role: "commands" | "subscriptions"
+  /** What the connection is called, if anything. */
+  readonly name: string | undefined
   readonly timers: Timers.Timers
   /** Within which an operation ends, in milliseconds. */
   readonly timeout: number
@@ -45,12 +47,12 @@ export const make = <C extends Redis | Cluster>(options: {
   readonly onChange: (state: Reconnect.LinkState) => void
 }): Effect.Effect<Link<C>, never, Scope.Scope> =>
   Effect.gen(function* () {
-    const { client, role, timeout, timers } = options
+    const { client, name, role, timeout, timers } = options
     let first = true
     const reconnect = yield* Reconnect.make({
       ...options,
       server: "Redis",
-      attributes: { backend: "redis", role },
+      attributes: { backend: "redis", role, ...(name !== undefined && { name }) },
       attempt: () => {
         if (!first) options.onRetry?.()
         first = false

@@ -55,7 +55,10 @@ export interface RedisOptions {
    * behind NAT: `{ "10.0.0.1:6379": { host: "redis.example", port: 7001 } }`.
    */
   readonly natMap?: Readonly<Record<string, Address>> | undefined
-  /** Shown by `CLIENT LIST`. Default `"cohort"`. */
+  /**
+   * Shown by `CLIENT LIST`, where the default is `"cohort"`. Where one is given, `Health` and the metrics of the
+   * connection have it as well: give it when a process has several.
+   */
   readonly name?: string | undefined
   /** `true` builds the layer before Redis is reached; `false` (default) waits for it, and fails after `timeout`. */
   readonly lazy?: boolean | undefined
