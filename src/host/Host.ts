@@ -32,6 +32,7 @@ import * as QueueAlarms from "../services/QueueAlarms.ts"
 import * as WorkerMode from "../services/WorkerMode.ts"
 import { Api } from "./Api.ts"
 import * as Handlers from "./handlers.ts"
+import * as Accounts from "./page/Accounts.ts"
 import * as Page from "./page/Page.ts"
 import * as RecentLog from "./page/RecentLog.ts"
 import { describe, Refused } from "./Refused.ts"
@@ -127,6 +128,8 @@ export const start = <E>(options: {
       ),
       Layer.provide(PluginHost.layer([Tasks.plugin, Auth.plugin, dataSourceMain])),
       Layer.provide(domain),
+      // Also of an instance without a page: it answers for itself.
+      Layer.provide(Accounts.layer),
       Layer.provide(QueueAlarms.layer),
       // Who dies is missed within seconds.
       Layer.provide(Membership.layerWith({ interval: "2 seconds" })),

@@ -57,6 +57,13 @@ export const connectionsLost = counter("cohort.connections.lost", "Connections t
 export const queuesUnserved = Metric.gauge("cohort.queues.unserved", {
   description: "Queue channels with jobs that no live instance serves"
 })
+/**
+ * Jobs of each queue channel, by `messaging.destination.name` and `cohort.job.state` (`ready`, `delayed`, `in_flight`,
+ * `dead`), as `QueueAlarms` of the oldest instance last saw them; no other instance has them. @since 0.2.0
+ */
+export const queueJobs = Metric.gauge("cohort.queue.jobs", {
+  description: "Jobs of a queue channel, by state, as the oldest instance sees them"
+})
 /** Rows that wait in the outbox, by kind (`sync`, `job`). @since 0.2.0 */
 export const outboxDepth = Metric.gauge("cohort_outbox_depth", { description: "Rows that wait in the outbox, by kind" })
 /** Age of the oldest row that waits in the outbox, in seconds, by kind. @since 0.2.0 */

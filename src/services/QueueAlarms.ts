@@ -7,7 +7,9 @@
  * - A channel is _dying_ when it has more dead letters than `deadLetters` (default 100).
  *
  * One instance, the oldest, looks every `interval` (default 10 seconds) at all the channels that the live instances
- * have published to or subscribe to; what it thought of one that cannot be asked, it thinks on. It logs a warning for each alarm that begins, and is `degraded` in its `Health`.
+ * have published to or subscribe to. It logs a warning for each alarm that begins, and is `degraded` in its `Health`.
+ * What it saw is in `Metrics.queueJobs`, on that instance only. A channel that cannot be looked at keeps its alarms, and
+ * is not in the metric.
  *
  * @since 0.2.0
  */
@@ -16,12 +18,13 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
-import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import { EventQueue } from "./EventQueue.ts"
+import type { Depth } from "./EventQueueStore.ts"
 import * as Health from "./Health.ts"
 import { Instance } from "./Instance.ts"
+import * as Counts from "./internal/counts.ts"
 import * as Timers from "./internal/Timers.ts"
 import * as Validate from "./internal/validate.ts"
 import * as Job from "./Job.ts"
@@ -87,9 +90,19 @@ export const make = (
     const { id } = yield* Instance
     const { now } = yield* Timers.make
 
+    const setJobs = yield* Counts.makeGauges(Metrics.queueJobs)
+
     /** Since when a channel has jobs and nobody who serves it. */
     const since = new Map<string, number>()
     let current: ReadonlyArray<Alarm> = []
+
+    const depthOf = (channel: string) =>
+      queue.depth(Job.make(channel, Schema.Json)).pipe(
+        Effect.catch((error) =>
+          Effect.as(Effect.annotateLogs(Effect.logDebug("Queue not looked at", error), { channel }), undefined)
+        ),
+        Effect.map((depth) => ({ channel, depth }))
+      )
 
     const look = Effect.gen(function* () {
       const members = yield* membership.members
@@ -98,21 +111,15 @@ export const make = (
       const channels = new Set(queues.map(({ channel }) => channel))
       for (const channel of since.keys()) if (!channels.has(channel)) since.delete(channel)
 
+      const depths = yield* Effect.forEach(channels, depthOf, { concurrency: 10 })
       const found: Array<Alarm> = []
-      const depths = yield* Effect.forEach(
-        channels,
-        (channel) =>
-          Effect.map(Effect.result(queue.depth(Job.make(channel, Schema.Json))), (depth) => [channel, depth] as const),
-        { concurrency: "unbounded" }
-      )
-      for (const [channel, depth] of depths) {
-        if (Result.isFailure(depth)) {
+      for (const { channel, depth } of depths) {
+        if (depth === undefined) {
           // What cannot be asked is as it was.
-          yield* Effect.annotateLogs(Effect.logDebug("Queue not looked at", depth.failure), { channel })
           found.push(...current.filter((alarm) => alarm.channel === channel))
           continue
         }
-        const { dead, ready } = depth.success
+        const { dead, ready } = depth
         if (dead > deadLetters) found.push({ kind: "dying", channel, count: dead })
         if (ready === 0 || served.has(channel)) {
           since.delete(channel)
@@ -127,6 +134,7 @@ export const make = (
         yield* Effect.annotateLogs(Effect.logWarning(textOf(alarm)), { channel: alarm.channel })
       }
       current = found
+      setJobs(depths.flatMap(seriesOf))
       yield* Metric.update(Metrics.queuesUnserved, found.filter(({ kind }) => kind === "unserved").length)
     })
 
@@ -137,6 +145,20 @@ export const make = (
     yield* look.pipe(Effect.delay(interval), Effect.forever, Effect.forkScoped)
     return QueueAlarms.of({ current: Effect.sync(() => current) })
   })
+
+/** A channel's depth, as series of the metric; none where it is not known. */
+const seriesOf = ({ channel, depth }: { readonly channel: string; readonly depth: Depth | undefined }) =>
+  depth === undefined
+    ? []
+    : Object.entries({
+        ready: depth.ready,
+        delayed: depth.delayed,
+        in_flight: depth.inFlight,
+        dead: depth.dead
+      }).map(([state, value]) => ({
+        attributes: { "messaging.destination.name": channel, "cohort.job.state": state },
+        value
+      }))
 
 const textOf = ({ channel, count, kind }: Alarm): string =>
   kind === "unserved"

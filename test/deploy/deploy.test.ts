@@ -43,7 +43,13 @@ describe("the Grafana dashboard", () => {
       else served.add(name)
     }
     const used = new Set(expressions.flatMap((text) => text.match(/\b(up|(cohort|messaging)_\w+)(?=[\s{[)]|$)/g) ?? []))
-    const labels = ["cohort_outcome", "cohort_cache_name", "messaging_destination_name", "messaging_client_id"]
+    const labels = [
+      "cohort_outcome",
+      "cohort_job_state",
+      "cohort_cache_name",
+      "messaging_destination_name",
+      "messaging_client_id"
+    ]
     for (const label of labels) used.delete(label)
     assert.isAbove(used.size, 15)
     for (const name of used) assert.isTrue(served.has(name), name)

@@ -60,11 +60,35 @@ const bury = (url: string, collection: string) =>
   request("POST", `${url}/tasks`, { type: "import-csv", params: { collection, file: "zipcodes.csv" } })
 
 /** Puts jobs that nobody can run on the task channel, from a process that is none of the cluster's. */
-const publish = (app: string, channel: string, payload: Schema.Json, id: string) =>
-  EventQueue.publish(Job.make(channel, Schema.Json), payload, { id }).pipe(
+const publish = (app: string, payload: Schema.Json, ids: ReadonlyArray<string>) =>
+  Effect.forEach(ids, (id) => EventQueue.publish(Job.make(channel, Schema.Json), payload, { id })).pipe(
     Effect.provide(Cohort.layerRedis({ app, url: server.url })),
     Effect.runPromise
   )
+
+/** The dead letters that there are, oldest first. */
+const lettersOf = async (url: string, limit = 200): Promise<ReadonlyArray<{ id: string; diedAt: string }>> =>
+  (await request("GET", `${url}/console/api/dead-letters?channel=${channel}&offset=0&limit=${limit}`)).body
+
+const focused = (page: Page) =>
+  page.evaluate(
+    "document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"
+  ) as Promise<string>
+
+/** Goes there by the tab key alone, in either direction. */
+const tabTo = async (page: Page, name: string, key: "Tab" | "Shift+Tab" = "Tab") => {
+  for (let i = 0; i < 300 && (await focused(page)) !== name; i++) await page.keyboard.press(key)
+  assert.strictEqual(await focused(page), name)
+}
+
+/** Types the token, from the button that asks for it on. */
+const unlock = async (page: Page) => {
+  await page.getByRole("button", { name: "Unlock actions" }).focus()
+  await page.keyboard.press("Enter")
+  await page.keyboard.type(token)
+  await page.keyboard.press("Enter")
+  await page.getByRole("button", { name: "Lock actions", exact: true }).waitFor()
+}
 
 describe("the console", () => {
   it("shows the cluster, redrives by keyboard alone, and runs nothing that a payload says", { timeout }, async () => {
@@ -73,7 +97,7 @@ describe("the console", () => {
     const [a, b] = await urls(host, 3)
     const attack = `<img src=x onerror="document.title='owned'"><script>document.title='owned'</script>`
     assert.strictEqual((await bury(a!, "nowhere")).status, 200)
-    await publish(app, channel, { attack }, attack)
+    await publish(app, { attack }, [attack])
     const page = await visit(b!)
     const foreign: Array<string> = []
     page.on("request", (request) => {
@@ -108,12 +132,9 @@ describe("the console", () => {
     await page.keyboard.type(token)
     await page.keyboard.press("Enter")
     await page.getByRole("button", { name: "Lock actions", exact: true }).waitFor()
-    const { body: letters } = await request("GET", `${b}/console/api/dead-letters?channel=${channel}&offset=0&limit=50`)
-    const task = letters.find(({ id }: { id: string }) => id !== attack).id as string
+    const task = (await lettersOf(b!)).find(({ id }) => id !== attack)!.id
     const { attempts } = (await request("GET", `${b}/tasks/${task}`)).body
-    const focused = () => page.evaluate("document.activeElement.getAttribute('aria-label')")
-    for (let i = 0; i < 60 && (await focused()) !== `Redrive ${task}`; i++) await page.keyboard.press("Tab")
-    assert.strictEqual(await focused(), `Redrive ${task}`)
+    await tabTo(page, `Redrive ${task}`)
     await page.keyboard.press("Enter")
     await says(page, "said", /1 redriven/)
     await until("it ran again, and died again", async () => {
@@ -124,40 +145,154 @@ describe("the console", () => {
 
     // Discarding asks first.
     await page.getByRole("button", { name: `Discard ${attack}` }).click()
+    assert.include(await textOf(page, "sure-dialog"), attack)
+    assert.strictEqual(await page.locator("#sure-dialog img, #sure-dialog script").count(), 0)
     await page.locator("#sure-ok").click()
     await says(page, "said", /1 discarded/)
-    await until("it is gone", async () => {
-      const { body } = await request("GET", `${a}/console/api/dead-letters?channel=${channel}&offset=0&limit=50`)
-      return body.every(({ id }: { id: string }) => id !== attack) ? true : undefined
-    })
+    assert.isTrue((await lettersOf(a!)).every(({ id }) => id !== attack))
+
+    // What is counted is the cluster's: this page is of b.
+    for (let i = 0; i < 3; i++) await request("GET", `${a}/auth/policy`)
+    await says(page, "caches", /auth:policy\s+[1-9]/)
+    await bury(a!, "elsewhere")
+    const published = page.locator(`svg[aria-label^="${channel} published per second"]`)
+    await until("what a published is on the chart of b", async () =>
+      /at most [0-9.]*[1-9]/.test((await published.getAttribute("aria-label"))!) ? true : undefined
+    )
     assert.deepStrictEqual(foreign, [])
     assert.strictEqual(await page.title(), `${app} – Cohort`)
     await page.close()
   })
 
+  it("pages through dead letters, and redrives and discards many of them, by keyboard alone", { timeout }, async () => {
+    const app = "bulk"
+    const host = start({ REDIS_URL: server.url, COHORT_ADMIN_TOKEN: token }, "--app", app, "--instances", "1")
+    const [url] = await urls(host, 1)
+    const ids = Array.from({ length: 120 }, (_, i) => `<b>${String(i).padStart(3, "0")}</b>`)
+    await publish(app, { nobody: "reads this" }, ids)
+    await until("all are dead", async () => ((await lettersOf(url!)).length === ids.length ? true : undefined))
+    const page = await visit(url!)
+    const shown = () =>
+      page.evaluate("[...document.querySelectorAll('#letters tbody tr')].map((row) => row.cells[1].textContent)")
+    const range = (what: string) => says(page, "range", new RegExp(`^${what}, oldest first$`))
+    const press = (...keys: ReadonlyArray<string>) =>
+      keys.reduce((before, key) => before.then(() => page.keyboard.press(key)), Promise.resolve())
+
+    // Three pages, each letter on one, the oldest first.
+    await range("1–50 of 120")
+    assert.isFalse(await page.getByRole("button", { name: "Earlier" }).isVisible())
+    const pages = [await shown()]
+    await tabTo(page, "Later")
+    await press("Enter")
+    await range("51–100 of 120")
+    pages.push(await shown())
+    await press("Enter")
+    await range("101–120 of 120")
+    pages.push(await shown())
+    assert.deepStrictEqual(
+      pages.flat(),
+      (await lettersOf(url!)).map(({ id }) => id)
+    )
+    assert.sameMembers(pages.flat(), ids)
+    assert.strictEqual(await page.locator("#letters b").count(), 0)
+    // There is no later page; the focus has not gone with its button.
+    assert.strictEqual(await focused(page), "Earlier")
+
+    // All of the last page: Escape leaves them, Enter on the button does not.
+    await unlock(page)
+    await tabTo(page, "Select all that are shown")
+    await press("Space")
+    await tabTo(page, "Discard selected (20)", "Shift+Tab")
+    await press("Enter")
+    await says(page, "sure-dialog", /Discard 20 dead letters\?/)
+    await press("Escape")
+    assert.strictEqual((await lettersOf(url!)).length, 120)
+    assert.strictEqual(await focused(page), "Discard selected (20)")
+    await press("Enter")
+    await tabTo(page, "Discard")
+    await press("Enter")
+    await says(page, "said", /20 discarded/)
+    await range("51–100 of 100")
+
+    // Two, on two pages: they die again, as the latest.
+    const [last, first] = [(pages[1] as Array<string>)[49]!, (pages[0] as Array<string>)[0]!]
+    await tabTo(page, `Select ${last}`)
+    await press("Space")
+    await tabTo(page, "Earlier", "Shift+Tab")
+    await press("Enter")
+    await range("1–50 of 100")
+    await tabTo(page, `Select ${first}`)
+    await press("Space")
+    await tabTo(page, "Redrive selected (2)", "Shift+Tab")
+    await press("Enter")
+    await says(page, "said", /2 redriven/)
+    await until("they die again", async () => {
+      const letters = (await lettersOf(url!)).map(({ id }) => id)
+      return letters.length === 100 && [first, last].every((id) => letters.indexOf(id) >= 98) ? true : undefined
+    })
+
+    // All: asked first, whatever is to be done.
+    await range("1–50 of 100")
+    const before = new Set((await lettersOf(url!)).map(({ diedAt }) => diedAt))
+    await tabTo(page, "Redrive all")
+    await press("Enter")
+    await says(page, "sure-dialog", /Redrive all 100 dead letters of \S+\?/)
+    await tabTo(page, "Redrive")
+    await press("Enter")
+    await says(page, "said", /100 redriven/)
+    await until("all die again", async () => {
+      const letters = await lettersOf(url!)
+      return letters.length === 100 && letters.every(({ diedAt }) => !before.has(diedAt)) ? true : undefined
+    })
+    await range("1–50 of 100")
+    await tabTo(page, "Discard all")
+    await press("Enter")
+    await says(page, "sure-dialog", /Discard all 100 dead letters/)
+    await tabTo(page, "Discard")
+    await press("Enter")
+    await says(page, "said", /100 discarded/)
+    await says(page, "letters", /None/)
+    assert.deepStrictEqual(await lettersOf(url!), [])
+    await page.close()
+  })
+
   it("refuses actions without the token, with a wrong one, and from other pages", { timeout }, async () => {
-    const body = JSON.stringify({ channel, ids: "all" })
-    const post = async (url: string, headers: Record<string, string>) =>
-      (await fetch(`${url}/console/api/redrive`, { method: "POST", body, headers })).status
+    const post = async (url: string, what: string, ids: unknown, headers: Record<string, string>) =>
+      (await fetch(`${url}/console/api/${what}`, { method: "POST", body: JSON.stringify({ channel, ids }), headers }))
+        .status
     const json = { "content-type": "application/json" }
     const right = { ...json, authorization: `Bearer ${token}` }
     const host = start({ REDIS_URL: server.url, COHORT_ADMIN_TOKEN: token }, "--app", "refuses", "--instances", "1")
     const [url] = await urls(host, 1)
-    assert.strictEqual(await post(url!, right), 200)
-    assert.strictEqual(await post(url!, { ...right, origin: url! }), 200)
-    assert.strictEqual(await post(url!, json), 401)
-    assert.strictEqual(await post(url!, { ...json, authorization: "Bearer wrong" }), 401)
-    assert.strictEqual(await post(url!, { ...right, origin: "http://elsewhere.example" }), 403)
-    assert.strictEqual(await post(url!, { ...right, origin: "null" }), 403)
-    assert.strictEqual(await post(url!, { ...right, "sec-fetch-site": "cross-site" }), 403)
-    assert.strictEqual(await post(url!, { ...right, "content-type": "text/plain" }), 415)
+    const ids = ["one", "two", "three"]
+    await publish("refuses", "nothing that runs", ids)
+    await until("all are dead", async () => ((await lettersOf(url!)).length === 3 ? true : undefined))
+    const letters = await lettersOf(url!)
+    for (const what of ["redrive", "discard"]) {
+      for (const chosen of ["all", ids, ["one"]]) {
+        const refused = (headers: Record<string, string>) => post(url!, what, chosen, headers)
+        assert.strictEqual(await refused(json), 401)
+        assert.strictEqual(await refused({ ...json, authorization: "Bearer wrong" }), 401)
+        assert.strictEqual(await refused({ ...json, cookie: `authorization=Bearer ${token}` }), 401)
+        assert.strictEqual(await refused({ ...right, origin: "http://elsewhere.example" }), 403)
+        assert.strictEqual(await refused({ ...right, origin: "null" }), 403)
+        assert.strictEqual(await refused({ ...right, "sec-fetch-site": "cross-site" }), 403)
+        assert.strictEqual(await refused({ ...right, "content-type": "text/plain" }), 415)
+      }
+      assert.strictEqual(await post(url!, what, "some", right), 400)
+      assert.strictEqual(await post(url!, what, [1], right), 400)
+    }
+    assert.deepStrictEqual(await lettersOf(url!), letters)
+    assert.strictEqual(await post(url!, "discard", ["one"], right), 200)
+    assert.strictEqual(await post(url!, "discard", "all", { ...right, origin: url! }), 200)
+    assert.deepStrictEqual(await lettersOf(url!), [])
 
     const without = start(
       { REDIS_URL: server.url, COHORT_ADMIN_TOKEN: undefined },
       ...["--app", "readonly", "--instances", "1"]
     )
     const [open] = await urls(without, 1)
-    assert.strictEqual(await post(open!, right), 403)
+    for (const what of ["redrive", "discard"]) assert.strictEqual(await post(open!, what, "all", right), 403)
     const page = await visit(open!)
     assert.isTrue(await page.getByText("read-only", { exact: true }).isVisible())
     assert.isFalse(await page.getByRole("button", { name: "Unlock actions" }).isVisible())
@@ -184,9 +319,10 @@ describe("the console", () => {
       const params = { collection: "zip", file: "zipcodes.csv" }
       assert.strictEqual((await request("POST", `${a}/tasks`, { type: "import-csv", params })).status, 200)
     }
-    await until("b works", async () =>
-      (await request("GET", `${b}/health`)).body.runningTasks.length > 0 ? true : undefined
-    )
+    const interrupted = await until("b works", async () => {
+      const { runningTasks } = (await request("GET", `${b}/health`)).body
+      return runningTasks.length > 0 ? (runningTasks as ReadonlyArray<string>) : undefined
+    })
     const killed = descendants(host.pid).find(({ command }) => command.includes(`instance --id ${id}`))!
     process.kill(killed.pid, "SIGKILL")
     const since = performance.now()
@@ -200,6 +336,22 @@ describe("the console", () => {
       return body.length === count ? true : undefined
     })
     assert.strictEqual((await request("GET", `${a}/tasks?status=failed`)).body.length, 0)
+    // What the killed one ran, another has run, from the beginning to the end; no row is missing.
+    for (const task of (await request("GET", `${a}/tasks`)).body) {
+      assert.notStrictEqual(task.instance, id)
+      assert.strictEqual(task.progress.done, task.progress.total)
+      if (interrupted.includes(task.id)) assert.isAtLeast(task.attempts, 2)
+    }
+    const { members } = await until("the queue is empty, and the killed one holds nothing", async () => {
+      const { body } = await request("GET", `${a}/console/api/state`)
+      const { dead, delayed, inFlight, ready } = body.channels[0].depth.value
+      const held = body.locks.value.some(({ holder }: { holder: string }) => holder === id)
+      return !held && dead + delayed + inFlight + ready === 0 ? body : undefined
+    })
+    assert.notInclude(
+      members.map((member: { id: string }) => member.id),
+      id
+    )
     await page.close()
   })
 })

@@ -4,6 +4,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
+import * as Metric from "effect/Metric"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -15,6 +16,7 @@ import {
   type Instance,
   Job,
   Membership,
+  Metrics,
   Plugin,
   PluginHost,
   Singleton,
@@ -54,6 +56,19 @@ export const suite = (backend: Backend): void => {
       })
   })
   type Member = Effect.Success<ReturnType<Effect.Success<typeof cluster>>>
+
+  /** The jobs that an instance has a metric of, but for states without any. */
+  const jobsSeenBy = ({ id }: Pick<Member, "id">) =>
+    Effect.map(Metric.snapshot, (snapshots) =>
+      snapshots
+        .flatMap(({ attributes = {}, id: name, state }) => {
+          const { value } = state as Metric.GaugeState<number>
+          return name === Metrics.queueJobs.id && attributes["messaging.client.id"] === id && value > 0
+            ? [`${attributes["messaging.destination.name"]} ${attributes["cohort.job.state"]} ${value}`]
+            : []
+        })
+        .sort()
+    )
 
   const ids = (one: Pick<Member, "run">) =>
     one.run(Membership.Membership.use(({ members }) => Effect.map(members, (members) => members.map(({ id }) => id))))
@@ -305,6 +320,8 @@ export const suite = (backend: Backend): void => {
         )
         const { components } = yield* health.report
         assert.strictEqual(components.find(({ component }) => component === "queues")?.status, "degraded")
+        // The oldest has them as a metric.
+        assert.deepStrictEqual(yield* jobsSeenBy(a), ["bad dead 2", "mail ready 1"])
         yield* subscribe(a, Mail, Effect.void, true)
         yield* b.run(EventQueue.discard(Bad, "all"))
         yield* until(
@@ -312,6 +329,24 @@ export const suite = (backend: Backend): void => {
           "their end"
         )
         assert.deepStrictEqual((yield* health.report).components, [{ component: "queues", status: "up" }])
+        assert.deepStrictEqual(yield* jobsSeenBy(a), [])
+
+        // The next one has them when the oldest has gone.
+        yield* b
+          .run(QueueAlarms.make({ interval: "100 millis" }))
+          .pipe(Effect.provideService(Health.Health, health), Scope.provide(b.scope))
+        yield* b.run(EventQueue.publish(Bad, "three"))
+        yield* until(
+          Effect.map(jobsSeenBy(a), (seen) => seen.join() === "bad dead 1"),
+          "the oldest sees it"
+        )
+        assert.deepStrictEqual(yield* jobsSeenBy(b), [])
+        yield* a.leave
+        assert.deepStrictEqual(yield* jobsSeenBy(a), [])
+        yield* until(
+          Effect.map(jobsSeenBy(b), (seen) => seen.join() === "bad dead 1"),
+          "the next one sees it"
+        )
       })
     )
   })

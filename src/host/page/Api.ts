@@ -10,6 +10,7 @@ import * as HttpApiSecurity from "effect/http-api/HttpApiSecurity"
 import * as OpenApi from "effect/http-api/OpenApi"
 import * as Schema from "effect/Schema"
 import * as Health from "../../services/Health.ts"
+import { Alarm, Line, Resync } from "./Accounts.ts"
 import { BadRequest, Count, DeadLetter, Depth, Selection, Unavailable } from "../Api.ts"
 
 /** The action is not allowed to anyone, or not from there. */
@@ -38,9 +39,6 @@ const known = <S extends Schema.Top>(value: S) =>
 
 export type Known<A> = { readonly value: A } | { readonly error: string }
 
-/** How often something was counted since the instance started. */
-const Counted = Schema.Struct({ name: Schema.String, sent: Schema.Int, consumed: Schema.Int })
-
 export const State = Schema.Struct({
   app: Schema.String,
   /** The instance that answers. */
@@ -48,8 +46,6 @@ export const State = Schema.Struct({
   at: Schema.DateTimeUtcFromMillis,
   /** Whether there is a token, and so anything that it allows. */
   actions: Schema.Boolean,
-  health: Health.Report,
-  plugins: Schema.Array(Schema.Struct({ name: Schema.String, enabled: Schema.Boolean })),
   members: Schema.Array(
     Schema.Struct({
       id: Schema.String,
@@ -57,24 +53,39 @@ export const State = Schema.Struct({
       workerMode: Schema.String,
       plugins: Schema.Array(Schema.String),
       startedAt: Schema.DateTimeUtcFromMillis,
-      lastSeen: Schema.DateTimeUtcFromMillis
+      lastSeen: Schema.DateTimeUtcFromMillis,
+      /** `null`: it has not answered yet. */
+      ready: Schema.NullOr(Schema.Boolean),
+      /** Attempts that ended there, per second. */
+      attempts: Schema.Number,
+      /** Moments in which it may have missed messages, and leases it lost, since it started. */
+      gaps: Schema.Int,
+      leasesLost: Schema.Int,
+      /** What it has warned of lately, the oldest first. */
+      log: Schema.Array(Line)
     })
   ),
+  health: Schema.Array(
+    Schema.Struct({
+      component: Schema.String,
+      findings: Schema.Array(Schema.Struct({ instance: Schema.String, status: Health.Status, detail: Schema.String }))
+    })
+  ),
+  /** Counts are sums over the live instances, since each started; rates are per second. */
   channels: Schema.Array(
     Schema.Struct({
       channel: Schema.String,
       depth: known(Depth),
       /** The live instances that take from it. */
       servedBy: Schema.Array(Schema.String),
-      /** By this instance. */
       sent: Schema.Int,
-      /** Attempts that ended, on this instance. */
-      consumed: Schema.Int
+      sentRate: Schema.Number,
+      /** Attempts that ended. */
+      consumed: Schema.Int,
+      consumedRate: Schema.Number
     })
   ),
-  alarms: Schema.Array(
-    Schema.Struct({ kind: Schema.Literals(["unserved", "dying"]), channel: Schema.String, count: Schema.Int })
-  ),
+  alarms: Schema.Array(Alarm),
   locks: known(
     Schema.Array(
       Schema.Struct({
@@ -87,36 +98,22 @@ export const State = Schema.Struct({
       })
     )
   ),
-  /** Of this instance. */
-  caches: Schema.Array(Schema.Struct({ name: Schema.String, hits: Schema.Int, misses: Schema.Int })),
-  /** Of this instance. */
+  caches: Schema.Array(
+    Schema.Struct({ name: Schema.String, hits: Schema.Int, misses: Schema.Int, rate: Schema.Number })
+  ),
   sync: Schema.Array(
     Schema.Struct({
       channel: Schema.String,
-      sent: Schema.Int,
-      last: Schema.Record(Schema.String, Schema.Int),
-      resync: Schema.NullOr(
+      instances: Schema.Array(
         Schema.Struct({
-          since: Schema.DateTimeUtcFromMillis,
-          failures: Schema.Int,
-          lastError: Schema.NullOr(Schema.String)
+          instance: Schema.String,
+          /** Its last number. */
+          sent: Schema.Int,
+          /** How many messages of the others it has not heard yet. */
+          behind: Schema.Int,
+          resync: Resync
         })
       )
-    })
-  ),
-  /** Broadcasts, by topic, of this instance. */
-  topics: Schema.Array(Counted),
-  /** Of this instance: moments in which messages may have been missed, and leases lost. */
-  gaps: Schema.Int,
-  leasesLost: Schema.Int,
-  /** What this instance has warned of lately, the oldest first. */
-  log: Schema.Array(
-    Schema.Struct({
-      number: Schema.Int,
-      at: Schema.DateTimeUtcFromMillis,
-      level: Schema.String,
-      text: Schema.String,
-      about: Schema.String
     })
   )
 })

@@ -1,23 +1,16 @@
 /**
- * Looks at the cluster from one instance. Depths, locks and members are the cluster's; what is counted is this
- * instance's own.
+ * Looks at the cluster from one instance: depths and locks are asked of the backends, what is counted of every instance.
  */
 import * as DateTime from "effect/DateTime"
 import * as Effect from "effect/Effect"
-import * as Metric from "effect/Metric"
-import * as Schema from "effect/Schema"
 import { EventQueue } from "../../services/EventQueue.ts"
-import * as Health from "../../services/Health.ts"
 import { Instance } from "../../services/Instance.ts"
+import * as Schema from "effect/Schema"
 import * as Job from "../../services/Job.ts"
 import * as Lock from "../../services/Lock.ts"
 import { Membership } from "../../services/Membership.ts"
-import * as Metrics from "../../services/Metrics.ts"
-import { PluginHost } from "../../services/PluginHost.ts"
-import { QueueAlarms } from "../../services/QueueAlarms.ts"
-import { SyncMessage } from "../../services/SyncMessage.ts"
+import { type Account, Accounts } from "./Accounts.ts"
 import type { Known, State } from "./Api.ts"
-import { RecentLog } from "./RecentLog.ts"
 
 /** A job of whatever shape. */
 export const jobOf = (channel: string) => Job.make(channel, Schema.Json)
@@ -48,32 +41,40 @@ const counted = (instances: ReadonlyArray<string>) => {
   return Array.from(counts, ([instance, count]) => ({ instance, count }))
 }
 
-/** Sums of an instance's counters, by an attribute of theirs. */
-const sums = (snapshots: ReadonlyArray<Metric.Metric.Snapshot>, instance: string) => {
-  return (metric: { readonly id: string }, attribute: string): Map<string, number> => {
-    const found = new Map<string, number>()
-    for (const { attributes, id, state } of snapshots) {
-      if (id !== metric.id) continue
-      const by = attributes?.["messaging.client.id"]
-      if (by !== undefined && by !== instance) continue
-      const key = attributes?.[attribute] ?? ""
-      found.set(key, (found.get(key) ?? 0) + Number((state as Metric.CounterState<number>).count))
-    }
-    return found
-  }
+type Counts = "sent" | "consumed" | "hits" | "misses"
+
+/**
+ * Sums of what instances have counted, and how fast it grows: of each by itself and by its own clock, between the last
+ * two times that it was looked at. So the rate of one that came or died is no jump of the sum.
+ */
+export const totals = (before: ReadonlyMap<string, Account>, now: ReadonlyArray<Account>) => ({
+  count: (what: Counts, key: string) => now.reduce((sum, account) => sum + (account[what][key] ?? 0), 0),
+  rate: (what: Counts, key: string) => now.reduce((sum, account) => sum + rateOf(before, account, what, key), 0)
+})
+
+/** Per second, to a tenth; 0 where it is not known yet, or not heard of since. */
+const rateOf = (before: ReadonlyMap<string, Account>, account: Account, what: Counts, key: string): number => {
+  const last = before.get(account.instance)
+  const millis = last === undefined ? 0 : account.at.epochMilliseconds - last.at.epochMilliseconds
+  if (last === undefined || millis <= 0) return 0
+  return Math.round((((account[what][key] ?? 0) - (last[what][key] ?? 0)) * 10_000) / millis) / 10
+}
+
+/** Messages that others have sent, as they say, and an instance has not heard; of one it knows nothing of, none. */
+export const behind = (accounts: ReadonlyArray<Account>, { sync }: Account, channel: string): number => {
+  const heard = sync.find((one) => one.channel === channel)?.last ?? {}
+  return accounts.reduce((sum, { instance, sync }) => {
+    const sent = sync.find((one) => one.channel === channel)?.sent ?? 0
+    return sum + Math.max(0, sent - (heard[instance] ?? sent))
+  }, 0)
 }
 
 export const make = (options: { readonly actions: boolean }) =>
   Effect.gen(function* () {
     const { app, id } = yield* Instance
-    const health = yield* Health.Health
+    const accounts = yield* Accounts
     const membership = yield* Membership
     const queue = yield* EventQueue
-    const alarms = yield* QueueAlarms
-    const sync = yield* SyncMessage
-    const plugins = yield* PluginHost
-    const log = yield* RecentLog
-    const metrics = yield* Effect.context<never>()
     const locks = yield* Effect.cachedWithTTL(
       known(
         Effect.map(Effect.provide(Lock.list, yield* Effect.context<Lock.Lock>()), (locks) =>
@@ -82,6 +83,8 @@ export const make = (options: { readonly actions: boolean }) =>
       ),
       locksFreshFor
     )
+
+    let before: ReadonlyMap<string, Account> = new Map()
 
     const look = Effect.gen(function* () {
       const members = yield* membership.members
@@ -92,62 +95,84 @@ export const make = (options: { readonly actions: boolean }) =>
           servedBy.set(channel, serving ? [...ids, member.id] : ids)
         }
       }
-      const sum = sums(Metric.snapshotUnsafe(metrics), id)
-      const destination = "messaging.destination.name"
-      const sent = sum(Metrics.sent, destination)
-      const consumed = sum(Metrics.consumed, destination)
-      const hits = sum(Metrics.cacheHits, "cohort.cache.name")
-      const misses = sum(Metrics.cacheMisses, "cohort.cache.name")
-      const total = (counts: Map<string, number>) => [...counts.values()].reduce((a, b) => a + b, 0)
+      const names = [...servedBy.keys()].sort()
 
-      const [report, channels, held] = yield* Effect.all(
+      const [all, depths, held] = yield* Effect.all(
         [
-          health.report,
-          Effect.forEach(
-            [...servedBy].sort(([a], [b]) => (a < b ? -1 : 1)),
-            ([channel, servedBy]) =>
-              Effect.map(known(queue.depth(jobOf(channel))), (depth) => ({
-                channel,
-                depth,
-                servedBy,
-                sent: sent.get(channel) ?? 0,
-                consumed: consumed.get(channel) ?? 0
-              })),
-            { concurrency: 10 }
-          ),
+          accounts.of(members.map(({ id }) => id)),
+          Effect.forEach(names, (channel) => known(queue.depth(jobOf(channel))), { concurrency: 10 }),
           locks
         ],
         { concurrency: "unbounded" }
       )
-      const status = yield* sync.status
-      return {
+      const { count, rate } = totals(before, all)
+      const ofMember = (id: string) => all.find(({ instance }) => instance === id)
+      const keys = (what: (account: Account) => Iterable<string>) =>
+        [...new Set(all.flatMap((one) => [...what(one)]))].sort()
+      const state = {
         app,
         instance: id,
         at: yield* DateTime.now,
         actions: options.actions,
-        health: report,
-        plugins: yield* plugins.plugins,
-        members,
-        channels,
-        alarms: yield* alarms.current,
-        locks: held,
-        caches: [...new Set([...hits.keys(), ...misses.keys()])]
-          .sort()
-          .map((name) => ({ name, hits: hits.get(name) ?? 0, misses: misses.get(name) ?? 0 })),
-        sync: status.receivers.map(({ channel, last, resync }) => ({
-          channel,
-          sent: status.sent[channel] ?? 0,
-          last,
-          resync: resync === undefined ? null : { ...resync, lastError: resync.lastError ?? null }
+        members: members.map(({ queues: _, ...member }) => {
+          const account = ofMember(member.id)
+          return {
+            ...member,
+            ready: account === undefined ? null : account.health.ready,
+            attempts:
+              account === undefined
+                ? 0
+                : names.reduce((sum, name) => sum + rateOf(before, account, "consumed", name), 0),
+            gaps: account?.gaps ?? 0,
+            leasesLost: account?.leasesLost ?? 0,
+            log: account?.log ?? []
+          }
+        }),
+        health: keys(({ health }) => health.components.map(({ component }) => component)).map((component) => ({
+          component,
+          findings: all.flatMap(({ health, instance }) =>
+            health.components.flatMap((one) =>
+              one.component === component ? [{ instance, status: one.status, detail: one.detail ?? "" }] : []
+            )
+          )
         })),
-        topics: [...new Set([...sent.keys(), ...consumed.keys()])]
-          .filter((name) => !servedBy.has(name))
-          .sort()
-          .map((name) => ({ name, sent: sent.get(name) ?? 0, consumed: consumed.get(name) ?? 0 })),
-        gaps: total(sum(Metrics.gaps, destination)),
-        leasesLost: total(sum(Metrics.leasesLost, destination)),
-        log: yield* log.lines
+        channels: names.map((channel, i) => ({
+          channel,
+          depth: depths[i]!,
+          servedBy: servedBy.get(channel)!,
+          sent: count("sent", channel),
+          sentRate: rate("sent", channel),
+          consumed: count("consumed", channel),
+          consumedRate: rate("consumed", channel)
+        })),
+        alarms: all.flatMap(({ alarms }) => alarms),
+        locks: held,
+        caches: keys(({ hits, misses }) => [...Object.keys(hits), ...Object.keys(misses)]).map((name) => ({
+          name,
+          hits: count("hits", name),
+          misses: count("misses", name),
+          rate: rate("hits", name) + rate("misses", name)
+        })),
+        sync: keys(({ sync }) => sync.map(({ channel }) => channel)).map((channel) => ({
+          channel,
+          instances: all.flatMap((account) =>
+            account.sync.flatMap((one) =>
+              one.channel === channel
+                ? [
+                    {
+                      instance: account.instance,
+                      sent: one.sent,
+                      behind: behind(all, account, channel),
+                      resync: one.resync
+                    }
+                  ]
+                : []
+            )
+          )
+        }))
       } satisfies typeof State.Type
+      before = new Map(all.map((account) => [account.instance, account]))
+      return state
     })
     return yield* Effect.cachedWithTTL(look, freshFor)
   })

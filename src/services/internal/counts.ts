@@ -56,6 +56,27 @@ export const make = (metric: Metric.Counter<number>) =>
     ({ value }) => ({ count: value, incremental: true })
   )
 
+/** The gauges of a metric: each time, all there are. One that is not named any more is gone. */
+export const makeGauges = (metric: Metric.Gauge<number>) =>
+  Effect.gen(function* () {
+    const { id } = yield* Instance
+    const { telemetry = true } = yield* Defaults
+    const context = yield* Effect.context<never>()
+    let registrations: ReadonlyArray<Metric.Registration> = []
+    const set = (series: ReadonlyArray<{ readonly attributes: Attributes; readonly value: number }>): void => {
+      for (const registration of registrations) registration.remove()
+      registrations = (telemetry ? series : []).map(({ attributes, value }) =>
+        Metric.registerUnsafe(Metric.withAttributes(metric, { ...attributes, "messaging.client.id": id }), context, {
+          get: () => ({ value }),
+          update: () => undefined,
+          modify: () => undefined
+        })
+      )
+    }
+    yield* Effect.addFinalizer(() => Effect.sync(() => set([])))
+    return set
+  })
+
 /** How long something takes, by buckets. */
 export class Durations {
   private readonly counts: Array<number>

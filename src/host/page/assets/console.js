@@ -9,15 +9,21 @@ const within = (id) => document.querySelector(`#${id} > div`)
 let state
 let before
 
+const chartOf = kept((key) => chart(`${key} per second`))
 const instances = table(
   within("instances"),
   "Instances",
   [
     ["Id", ({ id }) => (id === state.instance ? `${id} (this one)` : id), "code"],
-    ["State", (member) => (isSilent(state, member) ? ["silent", "bad"] : ["alive", "good"])],
+    [
+      "State",
+      (member) =>
+        isSilent(state, member) ? ["silent", "bad"] : member.ready === false ? ["not ready", "bad"] : ["alive", "good"]
+    ],
     ["Version", ({ version }) => version],
     ["Worker mode", ({ workerMode }) => workerMode || "everything"],
     ["Plugins", ({ plugins }) => plugins.join(", ")],
+    ["Attempts ended/s", ({ id }) => chartOf(`${id} attempts`).element],
     ["Up", ({ startedAt }) => seconds(state.at - startedAt), "number"],
     ["Last seen", ({ lastSeen }) => `${seconds(state.at - lastSeen)} ago`, "number"]
   ],
@@ -33,15 +39,6 @@ const inspect = kept((channel) =>
     "Inspect"
   )
 )
-const chartOf = kept((key) => chart(`${key} per second`))
-const rates = new Map()
-const rateOf = (key, count) => {
-  const last = rates.get(key)
-  rates.set(key, { count, at: state.at })
-  const rate =
-    last === undefined || state.at <= last.at ? 0 : Math.max(0, ((count - last.count) * 1_000) / (state.at - last.at))
-  chartOf(key).add(Math.round(rate * 10) / 10)
-}
 const channels = table(
   within("channels"),
   "Channels",
@@ -111,40 +108,69 @@ const caches = table(
   "None was asked yet"
 )
 
+const resyncOf = ({ instance, resync: { failures, lastError, since } }) =>
+  failures > 0
+    ? `resync of ${instance} fails since ${clock(since)} (${failures}×): ${lastError ?? ""}`
+    : `resync of ${instance} since ${clock(since)}`
 const sync = table(
   within("sync"),
   "Sync channels",
   [
     ["Channel", ({ channel }) => channel, "code"],
-    ["Sent", ({ sent }) => sent, "number"],
+    ["Sent", ({ instances }) => instances.reduce((sum, { sent }) => sum + sent, 0), "number"],
     [
-      "Heard, by instance",
-      ({ last }) =>
-        Object.entries(last)
-          .map(([id, n]) => `${id}: ${n}`)
-          .join(", ") || "–"
+      "Behind",
+      ({ instances }) => {
+        const late = instances.filter(({ behind }) => behind > 0)
+        return late.length === 0
+          ? "nobody"
+          : [late.map(({ behind, instance }) => `${instance} by ${behind}`).join(", "), "warn"]
+      }
     ],
     [
       "State",
-      ({ resync }) =>
-        resync === null
+      ({ instances }) => {
+        const missing = instances.filter(({ resync }) => resync !== null)
+        return missing.length === 0
           ? ["in sync", "good"]
-          : resync.failures > 0
-            ? [`resync fails since ${clock(resync.since)} (${resync.failures}×): ${resync.lastError ?? ""}`, "bad"]
-            : [`resync since ${clock(resync.since)}`, "warn"]
+          : [missing.map(resyncOf).join("; "), missing.some(({ resync }) => resync.failures > 0) ? "bad" : "warn"]
+      }
     ]
   ],
   ({ channel }) => channel,
   "None"
 )
 
+/** From best to worst. */
+const statuses = ["up", "degraded", "down", "failed"]
+const worstOf = (findings) => {
+  const worst = Math.max(...findings.map(({ status }) => statuses.indexOf(status)))
+  return findings.filter(({ status }) => statuses.indexOf(status) === worst)
+}
 const health = table(
   within("health"),
   "Health",
   [
     ["Component", ({ component }) => component, "code"],
-    ["Status", ({ status }) => [status, status]],
-    ["Why", ({ detail }) => detail ?? ""]
+    [
+      "Status",
+      ({ findings }) => {
+        const worst = worstOf(findings)
+        const [{ status }] = worst
+        return [
+          worst.length === findings.length ? status : `${status} on ${worst.length} of ${findings.length}`,
+          status
+        ]
+      }
+    ],
+    [
+      "Why",
+      ({ findings }) =>
+        findings
+          .filter(({ status }) => status !== "up")
+          .map(({ detail, instance, status }) => `${instance} ${status}${detail ? `: ${detail}` : ""}`)
+          .join("; ")
+    ]
   ],
   ({ component }) => component,
   "No component has a check"
@@ -162,32 +188,32 @@ const draw = () => {
   $("app").textContent = state.app
   document.title = `${state.app} – Cohort`
   $("whose").textContent = `as instance ${state.instance} sees it`
-  for (const { channel, consumed, sent } of state.channels) {
-    rateOf(`${channel} published`, sent)
-    rateOf(`${channel} ended`, consumed)
+  for (const { attempts, id } of state.members) chartOf(`${id} attempts`).add(attempts)
+  for (const { channel, consumedRate, sentRate } of state.channels) {
+    chartOf(`${channel} published`).add(sentRate)
+    chartOf(`${channel} ended`).add(consumedRate)
   }
-  for (const { hits, misses, name } of state.caches) rateOf(`${name} look-ups`, hits + misses)
+  for (const { name, rate } of state.caches) chartOf(`${name} look-ups`).add(rate)
   instances(state.members)
   channels(state.channels)
   locks(state.locks.value ?? [])
   caches(state.caches)
   sync(state.sync)
-  health(state.health.components)
+  health(state.health)
   letters.update(state.channels)
 
   const sum = (name) => state.channels.reduce((total, { depth }) => total + (depth.value?.[name] ?? 0), 0)
-  const silent = state.members.filter((member) => isSilent(state, member)).length
-  tile("instances", state.members.length, silent > 0 ? "bad" : "")
+  const ready = state.members.filter((member) => member.ready !== false && !isSilent(state, member)).length
+  tile(
+    "instances ready",
+    ready === state.members.length ? ready : `${ready} of ${state.members.length}`,
+    ready < state.members.length ? "bad" : "good"
+  )
   tile("jobs ready", sum("ready"))
   tile("jobs in flight", sum("inFlight"))
   tile("dead letters", sum("dead"), sum("dead") > 0 ? "bad" : "")
   tile("locks held", state.locks.error ? "?" : state.locks.value.length, state.locks.error ? "bad" : "")
   tile("alarms", state.alarms.length, state.alarms.length > 0 ? "bad" : "")
-  tile(
-    "this instance",
-    state.health.ready ? "ready" : state.health.live ? "not ready" : "failed",
-    state.health.ready ? "good" : "bad"
-  )
 }
 
 const connection = (text, kind) => {

@@ -11,11 +11,12 @@ const selected = new Set()
 
 const action = async (what, ids) => {
   const all = ids === "all"
-  if (
-    what === "discard" &&
-    !(await isSure(all ? `all dead letters of ${chosen}` : ids.length === 1 ? ids[0] : `${ids.length} dead letters`))
-  )
-    return
+  const which = all
+    ? `all ${total} dead letters of ${chosen}`
+    : ids.length === 1
+      ? ids[0]
+      : `${ids.length} dead letters`
+  if ((what === "discard" || all) && !(await isSure(what, which))) return
   const { body, status } = await post(what, { channel: chosen, ids })
   if (status === 200) {
     for (const id of all ? [...selected] : ids) selected.delete(id)
@@ -24,10 +25,18 @@ const action = async (what, ids) => {
   await load()
 }
 
-const isSure = (what) =>
+const words = {
+  redrive: ["Redrive", "They run again, with all their attempts before them."],
+  discard: ["Discard", "What is discarded cannot be brought back."]
+}
+const isSure = (what, which) =>
   new Promise((resolve) => {
     const dialog = $("sure-dialog")
-    $("h-sure").textContent = `Discard ${what}?`
+    const [word, consequence] = words[what]
+    $("h-sure").textContent = `${word} ${which}?`
+    $("sure-consequence").textContent = consequence
+    $("sure-ok").textContent = word
+    $("sure-ok").className = what === "discard" ? "danger" : "primary"
     let sure = false
     $("sure-ok").onclick = () => {
       sure = true
@@ -55,12 +64,24 @@ const check = kept((id) => {
   })
   return box
 })
+const checkAll = h("input", { type: "checkbox", "aria-label": "Select all that are shown" })
+checkAll.addEventListener("change", () => {
+  for (const { id } of shown) {
+    if (checkAll.checked) selected.add(id)
+    else selected.delete(id)
+  }
+  redraw()
+})
 const buttonsOf = kept((id) =>
   h(
     "span",
     { class: "bar" },
-    h("button", { click: () => action("redrive", [id]), "aria-label": `Redrive ${id}` }, "Redrive"),
-    h("button", { class: "danger", click: () => action("discard", [id]), "aria-label": `Discard ${id}` }, "Discard")
+    h("button", { class: "redrive", click: () => action("redrive", [id]), "aria-label": `Redrive ${id}` }, "Redrive"),
+    h(
+      "button",
+      { class: "discard danger", click: () => action("discard", [id]), "aria-label": `Discard ${id}` },
+      "Discard"
+    )
   )
 )
 const detailsOf = kept((_, letter) => {
@@ -82,7 +103,7 @@ const draw = table(
   $("letters"),
   "Dead letters",
   [
-    ["Select", ({ id }) => check(id)],
+    [checkAll, ({ id }) => check(id)],
     ["Id", ({ id }) => id, "code"],
     ["Why", ({ reason }) => reason],
     ["Attempts", ({ attempts }) => attempts, "number"],
@@ -97,36 +118,66 @@ const draw = table(
 const buttons = () => {
   const may = token() !== null && total > 0
   $("bulk").hidden = !may
-  $("redrive-selected").disabled = $("discard-selected").disabled = selected.size === 0
+  for (const what of ["redrive", "discard"]) {
+    $(`${what}-selected`).disabled = selected.size === 0
+    $(`${what}-selected`).textContent = `${words[what][0]} selected${selected.size === 0 ? "" : ` (${selected.size})`}`
+  }
+  checkAll.checked = shown.length > 0 && shown.every(({ id }) => selected.has(id))
   $("older").hidden = offset === 0
   $("newer").hidden = offset + limit >= total
   $("range").textContent =
     total === 0 ? "" : `${offset + 1}–${Math.min(offset + limit, total)} of ${total}, oldest first`
 }
 
-const load = async () => {
-  if (chosen === "") return
-  const query = new URLSearchParams({ channel: chosen, offset: String(offset), limit: String(limit) })
-  const response = await fetch(`console/api/dead-letters?${query}`).catch(() => undefined)
-  if (response?.ok !== true) return
-  shown = await response.json()
-  if (shown.length === 0 && offset > 0) {
-    offset = Math.max(0, offset - limit)
-    return load()
-  }
-  redraw()
+/** What had the focus may be gone: then it goes to the same button of the row that is there now, or to what is near. */
+const keepFocus = (change) => {
+  const had = document.activeElement
+  const place = had.closest("#letters tbody tr")?.rowIndex
+  change()
+  if (had.isConnected && !had.disabled && had.closest("[hidden]") === null) return
+  const rows = $("letters").querySelectorAll("tbody tr")
+  const next =
+    had === $("older")
+      ? $("newer")
+      : had === $("newer")
+        ? $("older")
+        : rows[Math.min(place, rows.length) - 1]?.querySelector(`button.${had.classList[0]}`)
+  ;(next ?? $("channel")).focus()
 }
 
-export const redraw = () => {
-  draw(shown)
-  for (const { id } of shown) check(id).checked = selected.has(id)
-  buttons()
+export const redraw = () =>
+  keepFocus(() => {
+    draw(shown)
+    for (const { id } of shown) check(id).checked = selected.has(id)
+    buttons()
+  })
+
+/** Where the page that was asked for begins; `offset` is that of the one that is shown. */
+let wanted = 0
+let asked = 0
+const load = async () => {
+  if (chosen === "") return
+  const [number, at] = [++asked, wanted]
+  const query = new URLSearchParams({ channel: chosen, offset: String(at), limit: String(limit) })
+  const response = await fetch(`console/api/dead-letters?${query}`).catch(() => undefined)
+  if (response?.ok !== true) return
+  const found = await response.json()
+  // Asked again meanwhile.
+  if (number !== asked) return
+  if (found.length === 0 && at > 0) {
+    wanted = Math.max(0, at - limit)
+    return load()
+  }
+  shown = found
+  offset = at
+  redraw()
 }
 
 const choose = (channel) => {
   chosen = channel
   $("channel").value = channel
-  offset = 0
+  offset = wanted = 0
+  shown = []
   selected.clear()
   return load()
 }
@@ -155,18 +206,16 @@ export const update = (channels) => {
   const now = `${chosen} ${dead}`
   if (now !== was) load()
   was = now
-  buttons()
+  redraw()
 }
 
 $("channel").addEventListener("change", () => choose($("channel").value))
-$("older").addEventListener("click", () => {
-  offset = Math.max(0, offset - limit)
-  load()
-})
-$("newer").addEventListener("click", () => {
-  offset += limit
-  load()
-})
+const turn = (pages) => {
+  wanted = Math.max(0, offset + pages * limit)
+  return load()
+}
+$("older").addEventListener("click", () => turn(-1))
+$("newer").addEventListener("click", () => turn(1))
 for (const what of ["redrive", "discard"]) {
   $(`${what}-selected`).addEventListener("click", () => action(what, [...selected]))
   $(`${what}-all`).addEventListener("click", () => action(what, "all"))
