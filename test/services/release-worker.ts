@@ -1,17 +1,21 @@
 /**
  * One instance of a release, on a server: says what it hears, and does what it is told, a line of JSON each.
  * `node release-worker.ts <folder of its sources> <redis or amqp> <url> <app> <id> <version of the app>`
+ * With `DATABASE_URL` it has an outbox.
  */
 import { createInterface } from "node:readline"
+import { PgClient } from "@effect/sql-pg"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Metric from "effect/Metric"
 import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
+import { SqlClient } from "effect/sql"
 import * as Tracer from "effect/Tracer"
 import type * as Release from "../../src/index.ts"
 
@@ -23,6 +27,8 @@ export interface Does {
   readonly sync: (n: number) => null
   readonly job: (payload: typeof Payload.Type, maxRetries: number) => null
   readonly tracedJob: (payload: typeof Payload.Type, maxRetries: number) => null
+  /** Commits a sync message and a job, and dies before they are sent. */
+  readonly commitAndDie: (n: number) => never
   /** Takes jobs from now on, until it rests. */
   readonly work: () => null
   readonly rest: () => null
@@ -65,7 +71,7 @@ const traced = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
 if (import.meta.main) {
   const [folder = "", backend, url = "", app, id, version] = process.argv.slice(2)
   const release: typeof Release = await import(`${folder}/index.ts`)
-  const { Cache, Cohort, EventQueue, Job, Lock, Membership, Metrics, PubSub, SyncMessage, Topic } = release
+  const { Cache, Cohort, EventQueue, Job, Lock, Membership, Metrics, PubSub, SyncMessage, SyncOutbox, Topic } = release
 
   const News = Topic.make("news", Numbered)
   const Sync = SyncMessage.make("plugin", Numbered, { debounce: 0 })
@@ -96,6 +102,17 @@ if (import.meta.main) {
       sync: (n) => SyncMessage.publish(Sync, { n }),
       job: publishJob,
       tracedJob: (payload, maxRetries) => traced(publishJob(payload, maxRetries)),
+      commitAndDie: (n) =>
+        SqlClient.SqlClient.use((sql) =>
+          sql.withTransaction(
+            Effect.gen(function* () {
+              // The first thing after the commit.
+              yield* sql.afterCommit(Effect.sync(() => void process.kill(process.pid, "SIGKILL")))
+              yield* SyncMessage.publish(Sync, { n })
+              yield* EventQueue.publish(Work, { n }, { afterCommit: true })
+            })
+          )
+        ),
       work: () =>
         EventQueue.subscribe(Work, {
           process: ({ fails = 0, ...rest }, { attempt }) =>
@@ -141,8 +158,16 @@ if (import.meta.main) {
     }
   })
   const options = { app, id, version, url, timeout: "20 seconds" } as const
-  const cluster: Layer.Layer<Release.Cohort.Services, unknown> =
+  const bare: Layer.Layer<Release.Cohort.Services, unknown> =
     backend === "redis" ? Cohort.layerRedis(options) : Cohort.layerAmqp(options)
+  const { DATABASE_URL } = process.env
+  const cluster =
+    DATABASE_URL === undefined
+      ? bare
+      : bare.pipe(
+          Layer.provide(SyncOutbox.layerWith({ interval: "200 millis" })),
+          Layer.provideMerge(PgClient.layer({ url: Redacted.make(DATABASE_URL), maxConnections: 5 }))
+        )
   await program.pipe(
     Effect.scoped,
     Effect.provide(Layer.provideMerge(Membership.layerWith({ interval: "500 millis" }), cluster)),

@@ -15,9 +15,10 @@ import { join } from "node:path"
 import { createInterface } from "node:readline"
 import { afterAll, assert, beforeAll, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as PostgresServer from "../servers/PostgresServer.ts"
 import * as RabbitServer from "../servers/RabbitServer.ts"
-import { waitUntil } from "../servers/ServerProcess.ts"
 import * as RedisServer from "../servers/RedisServer.ts"
+import { waitUntil } from "../servers/ServerProcess.ts"
 import type { Does, Heard } from "./release-worker.ts"
 
 const root = join(import.meta.dirname, "..", "..")
@@ -48,10 +49,20 @@ class Process {
   private readonly child: ChildProcess
   private errors = ""
 
-  constructor(sources: string, backend: string, url: string, app: string, id: string, version: string) {
+  constructor(
+    sources: string,
+    backend: string,
+    url: string,
+    app: string,
+    id: string,
+    version: string,
+    environment: Record<string, string | undefined> = {}
+  ) {
     this.id = id
     const script = join(import.meta.dirname, "release-worker.ts")
-    this.child = spawn(process.execPath, [script, sources, backend, url, app, id, version])
+    this.child = spawn(process.execPath, [script, sources, backend, url, app, id, version], {
+      env: { ...process.env, DATABASE_URL: undefined, ...environment }
+    })
     children.push(this.child)
     this.child.stderr!.on("data", (text) => (this.errors += text))
     createInterface(this.child.stdout!).on("line", (line) => {
@@ -81,6 +92,13 @@ class Process {
       30_000
     )
     return answer!.is
+  }
+
+  /** What it does not live to answer. */
+  tellLast<K extends keyof Does>(what: K, ...args: Parameters<Does[K]>): Promise<unknown> {
+    const died = new Promise((resolve) => this.child.once("exit", resolve))
+    this.child.stdin!.write(`${JSON.stringify([what, ...args])}\n`)
+    return died
   }
 
   /** Until the answer is this one. */
@@ -237,3 +255,34 @@ for (const [release, backend, server] of [
 ] as const) {
   suite(release, backend, server)
 }
+
+describe("outbox rows on postgres, of first and this release", () => {
+  const sources = { old: () => unpack("first"), young: () => join(root, "src") }
+  const versions = { old: "1", young: "2" }
+  for (const [from, to] of [
+    ["old", "young"],
+    ["young", "old"]
+  ] as const) {
+    it.live(
+      `that the ${from} one committed when it died are sent by the ${to} one`,
+      () =>
+        Effect.gen(function* () {
+          const url = yield* redis
+          const environment = { DATABASE_URL: yield* PostgresServer.database }
+          const name = `releases-${process.pid}-${++app}`
+          const start = async (which: "old" | "young") => {
+            const process = new Process(sources[which](), "redis", url, name, which, versions[which], environment)
+            await process.hears("that it is ready", (heard) => heard.length > 0)
+            return process
+          }
+          yield* Effect.promise(async () => {
+            const [dying, living] = [await start(from), await start(to)]
+            await dying.tellLast("commitAndDie", 7)
+            await living.hears("the sync message", (heard) => numbers(heard, "sync").includes(7))
+            await living.runs(7, 1)
+          })
+        }),
+      90_000
+    )
+  }
+})
