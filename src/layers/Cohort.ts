@@ -303,7 +303,11 @@ export const instanceSettings = {
     "`app`; of the host: `cohort-host`",
     "Name of the application; two of them share a server unseen"
   ),
-  id: Setting.text("COHORT_INSTANCE", "random", "Id of the instance, unique per start"),
+  id: Setting.text(
+    "COHORT_INSTANCE",
+    "random; of the host: `a`, `b`, …, whatever this says",
+    "Id of the instance, unique per start"
+  ),
   version: Setting.text("COHORT_VERSION", "`0`", "Version of the application, as other instances see it"),
   workerMode: Setting.text(
     "WORKER_MODE",
