@@ -3,10 +3,13 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import { Cohort, EventQueue, Job } from "../../src/index.ts"
 import { RedisConnection } from "../../src/layers/redis/index.ts"
 import { suite as cache } from "../../src/testing/contracts/cache.ts"
 import { suite as lock } from "../../src/testing/contracts/lock.ts"
@@ -77,6 +80,41 @@ describe("RedisConnection to a Redis Cluster", () => {
       yield* Effect.sleep("500 millis")
       assert.isNull(yield* nodes[0]!.command("GET", once))
       assert.strictEqual(yield* connection.send("incr", [once]), 1)
+    })
+  )
+
+  test(
+    "a job whose start was not answered has not begun: it runs elsewhere or later, and keeps its attempts",
+    Effect.gen(function* () {
+      const { nodes } = yield* RedisCluster.shared
+      const { options } = yield* cluster
+      const context = yield* Layer.build(Cohort.layerRedis({ app: "unanswered", timeout: "500 millis", ...options }))
+      const slot = Number(yield* nodes[0]!.command("CLUSTER", "KEYSLOT", "{unanswered:queue:once}"))
+      const node = nodes[Math.floor(slot / 5461)]!
+      const Once = Job.make("once", Schema.Struct({ n: Schema.Number }))
+      const jobs = Array.from({ length: 200 }, (_, n) => n)
+      const ran = new Set<number>()
+      yield* Effect.gen(function* () {
+        yield* Effect.forEach(jobs, (n) => EventQueue.publish(Once, { n }), { concurrency: "unbounded" })
+        yield* EventQueue.subscribe(Once, {
+          lease: "2 seconds",
+          process: ({ n }) => {
+            ran.add(n)
+            // By now jobs are read ahead. The next one is asked for at once, and not answered.
+            return n === 100 ? node.freeze : Effect.void
+          }
+        })
+        while (ran.size < 101) yield* Effect.sleep("10 millis")
+        yield* Effect.sleep("1 second")
+        yield* node.thaw
+        const depth = Effect.retry(EventQueue.depth(Once), Schedule.spaced("100 millis"))
+        const { dead } = yield* Effect.repeat(depth, {
+          until: ({ inFlight, ready }) => ready + inFlight === 0,
+          schedule: Schedule.spaced("50 millis")
+        })
+        assert.strictEqual(dead, 0)
+        assert.lengthOf([...ran], jobs.length)
+      }).pipe(Effect.scoped, Effect.provide(context))
     })
   )
 

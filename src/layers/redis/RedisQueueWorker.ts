@@ -65,6 +65,8 @@ interface Item {
 interface Answer {
   readonly accepted: Array<boolean>
   left: number
+  /** Whether deliveries are handed out only if it is good. */
+  isAwaited: boolean
   readonly resume: (result: Exit.Exit<ReadonlyArray<boolean>, Unavailable>) => void
 }
 
@@ -292,20 +294,35 @@ export class RedisQueueWorker implements Worker {
     if (out.length === 0) return Exit.succeed(out)
     let marked: Exit.Exit<ReadonlyArray<boolean>, Unavailable> | undefined
     let whenMarked: ((result: Exit.Exit<ReadonlyArray<boolean>, Unavailable>) => void) | undefined
-    this.ask("start", out, undefined, (result) => {
+    const answer = this.ask("start", out, undefined, (result) => {
       marked = result
       whenMarked?.(result)
     })
     this.updates.flush()
     if (this.full && this.taking === undefined && this.held <= this.ahead / 2) this.read(0)
     if (this.redis.flush()) return Exit.succeed(out)
-    return Effect.map(
+    answer.isAwaited = true
+    return Effect.mapBoth(
       Effect.callback<ReadonlyArray<boolean>, Unavailable>((resume) => {
         if (marked !== undefined) resume(marked)
         else whenMarked = resume
       }),
-      (accepted) => out.filter((_, i) => accepted[i])
+      {
+        onFailure: (error) => {
+          this.takeBack(out)
+          return error
+        },
+        onSuccess: (accepted) => out.filter((_, i) => accepted[i])
+      }
     )
+  }
+
+  /** Nobody has got these jobs: they go back, whether or not their starts have arrived. */
+  private takeBack(deliveries: ReadonlyArray<Delivery>): void {
+    const first = deliveries.toReversed()
+    this.ask("return", first, undefined, () => {})
+    this.ask("release", first, undefined, () => {})
+    this.maybe = true
   }
 
   /** Nobody asks for what was taken: others shall have it. */
@@ -332,7 +349,7 @@ export class RedisQueueWorker implements Worker {
     this.held = 0
     // There is something, for whoever asks first.
     this.maybe = true
-    const answer: Answer = { accepted: [], left: held.length + started.length, resume }
+    const answer: Answer = { accepted: [], left: held.length + started.length, isAwaited: false, resume }
     let index = 0
     // The first one is put to the front last.
     for (const delivery of held.reverse()) {
@@ -370,12 +387,14 @@ export class RedisQueueWorker implements Worker {
   // --- what becomes of them ---
 
   renew(deliveries: ReadonlyArray<Delivery>): Effect.Effect<ReadonlyArray<boolean>, Unavailable> {
-    return Effect.callback((resume) => this.ask("renew", deliveries, undefined, resume))
+    return Effect.callback((resume) => {
+      this.ask("renew", deliveries, undefined, resume)
+    })
   }
 
   settle(settlements: ReadonlyArray<Settlement>): Effect.Effect<ReadonlyArray<boolean>, Unavailable> {
     return Effect.callback((resume) => {
-      const answer: Answer = { accepted: [], left: settlements.length, resume }
+      const answer: Answer = { accepted: [], left: settlements.length, isAwaited: false, resume }
       for (const [index, { delivery, outcome }] of settlements.entries()) {
         this.updates.add({ what: outcome._tag, delivery, outcome, index, answer })
       }
@@ -387,15 +406,13 @@ export class RedisQueueWorker implements Worker {
     deliveries: ReadonlyArray<Delivery>,
     outcome: Outcome | undefined,
     resume: Answer["resume"]
-  ): void {
-    if (deliveries.length === 0) {
-      resume(Exit.succeed([]))
-      return
-    }
-    const answer: Answer = { accepted: [], left: deliveries.length, resume }
+  ): Answer {
+    const answer: Answer = { accepted: [], left: deliveries.length, isAwaited: false, resume }
+    if (deliveries.length === 0) resume(Exit.succeed([]))
     for (const [index, delivery] of deliveries.entries()) {
       this.updates.add({ what, delivery, outcome, index, answer })
     }
+    return answer
   }
 
   private send(items: Array<Item>): void {
@@ -437,7 +454,7 @@ export class RedisQueueWorker implements Worker {
             continue
           }
           // What the worker has not asked for it does not try again.
-          if (item.outcome === undefined && item.what !== "renew") this.again.push(item)
+          if (item.outcome === undefined && item.what !== "renew" && !answer.isAwaited) this.again.push(item)
           if (answer.left <= 0) continue
           answer.left = 0
           answer.resume(Exit.failCause(result.cause))
