@@ -84,6 +84,23 @@ describe("RedisConnection to a Redis Cluster", () => {
   )
 
   test(
+    "an app may be called what it wants, and its queues are in one slot each",
+    Effect.gen(function* () {
+      const { options } = yield* cluster
+      for (const app of ["}", "{", "{}", "a}b{c}"]) {
+        yield* Effect.gen(function* () {
+          const job = Job.make("{job}", Schema.String)
+          yield* EventQueue.publish(job, app)
+          const got: Array<string> = []
+          yield* EventQueue.subscribe(job, { process: (text) => Effect.sync(() => got.push(text)) })
+          while (got.length === 0) yield* Effect.sleep("10 millis")
+          assert.deepStrictEqual(got, [app])
+        }).pipe(Effect.scoped, Effect.provide(Cohort.layerRedis({ app, ...options })))
+      }
+    })
+  )
+
+  test(
     "a job whose start was not answered has not begun: it runs elsewhere or later, and keeps its attempts",
     Effect.gen(function* () {
       const { nodes } = yield* RedisCluster.shared

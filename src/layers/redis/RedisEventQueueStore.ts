@@ -64,7 +64,8 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, RedisConnect
     const queues = new Map<string, ReturnType<typeof makeQueue>>()
     const queueOf = (channel: string) => getOrMake(queues, channel, () => makeQueue(channel))
     const makeQueue = (channel: string) => {
-      const keys = Scripts.keys(`cohort:{${channel}}`)
+      // Between braces that hold nothing Redis sees no hash tag; `%` is escaped already.
+      const keys = Scripts.keys(`cohort:{${encodeKey(channel).replace(/^}/, "%7D")}}`)
       const publications = perTurn.make<Publication>(
         (publications) => {
           const args: Array<string | number> = [redis.isCluster ? 1 : 0]

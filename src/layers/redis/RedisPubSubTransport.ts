@@ -12,6 +12,7 @@ import * as Layer from "effect/Layer"
 import { Payload } from "../../services/Payload.ts"
 import { type Message, PubSubTransport } from "../../services/PubSubTransport.ts"
 import { RedisConnection } from "./RedisConnection.ts"
+import { encodeKey } from "./wire.ts"
 
 /**
  * Makes the transport.
@@ -20,7 +21,7 @@ import { RedisConnection } from "./RedisConnection.ts"
  */
 export const make: Effect.Effect<PubSubTransport["Service"], never, RedisConnection> = Effect.gen(function* () {
   const redis = yield* RedisConnection
-  const keyOf = (channel: string) => `cohort:${channel}`
+  const keyOf = (channel: string) => `cohort:${encodeKey(channel)}`
 
   return PubSubTransport.of({
     system: "redis",

@@ -247,6 +247,8 @@ export const suite = (backend: Backend): void => {
             " ",
             "a.b",
             "é🙂",
+            "\ud800",
+            "\udfff",
             "x".repeat(1_024)
           ]
           const topics = names.map((name) => Topic.make(name, Schema.String))

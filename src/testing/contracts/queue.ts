@@ -279,7 +279,7 @@ export const suite = (backend: Backend, options: { readonly propertyRuns?: numbe
       test("channels are apart, whatever characters their names hold", () =>
         Effect.gen(function* () {
           const { a } = yield* instances
-          const names = ["x", "x:y", "x%3Ay", "x*", "x[1]", "é {x}"]
+          const names = ["x", "x:y", "x%3Ay", "x*", "x[1]", "é {x}", "\ud800", "\udfff"]
           for (const name of names) {
             const job = Job.make(name, Numbered)
             assert.deepStrictEqual(yield* a.run(EventQueue.depth(job)), empty, name)
