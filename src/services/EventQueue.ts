@@ -317,7 +317,8 @@ export const make: Effect.Effect<EventQueue["Service"], never, EventQueueStore |
       }))
     const uuid = yield* Uuid.Generator
 
-    const address = (job: { readonly channel: string }) => Validate.address(app, "queue", job.channel)
+    const queues = Validate.address(app, "queue")
+    const address = ({ channel }: { readonly channel: string }) => `${queues}:${Validate.escape(channel)}`
 
     const operation = <A>(
       name: string,
