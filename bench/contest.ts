@@ -12,7 +12,21 @@ export type Locker = (keys: ReadonlyArray<string>, entered: (loop: number) => bo
 /** How each contender of a suite runs something under a lock. */
 export type Lockers = Record<string, { readonly setup: string; readonly make: () => Promise<Locker> }>
 
-const lockersOf = async (suite: string): Promise<Lockers> => (await import(`./${suite}/lock.ts`)).lockers
+const made = new Map<string, Promise<Locker>>()
+
+/** One for all contests of this process, which has had a lock before any begins: connected, and caught up. */
+const lockerOf = (suite: string, name: string): Promise<Locker> => {
+  const make = async () => {
+    const { lockers }: { readonly lockers: Lockers } = await import(`./${suite}/lock.ts`)
+    const run = await lockers[name]!.make()
+    await run([`first-${process.pid}`], () => false)
+    return run
+  }
+  const id = `${suite} ${name}`
+  const locker = made.get(id) ?? make()
+  made.set(id, locker)
+  return locker
+}
 
 /** In nanoseconds. */
 export interface Contest {
@@ -26,7 +40,7 @@ let contests = 0
 
 /** Until this process has had the lock `n` times. */
 export const contest = async (suite: string, name: string, n: number): Promise<Contest> => {
-  const run = await (await lockersOf(suite))[name]!.make()
+  const run = await lockerOf(suite, name)
   const key = `contest-${process.pid}-${contests++}`
   const other = spawn(process.execPath, [import.meta.filename, suite, name, key], {
     stdio: ["pipe", "pipe", "inherit"]
@@ -62,7 +76,7 @@ export const contest = async (suite: string, name: string, n: number): Promise<C
 
 if (import.meta.main) {
   const [suite, name, key] = process.argv.slice(2)
-  const run = await (await lockersOf(suite!))[name!]!.make()
+  const run = await lockerOf(suite!, name!)
   let count = 0
   let over = false
   const running = run(

@@ -1,5 +1,5 @@
 import type { Contender, Workload } from "../bench.ts"
-import { medianOf, pause, payload, signal } from "../queue.ts"
+import { idle, payload, signal } from "../queue.ts"
 
 const many = 64
 
@@ -205,8 +205,7 @@ export const queueIdle: Workload = {
             )
           )
         )
-        await pause(500)
-        return (n) => medianOf(n, () => runtime.runPromise(EventQueue.publish(Import, payload)), next)
+        return idle(() => runtime.runPromise(EventQueue.publish(Import, payload)), next)
       }
     },
     {
@@ -223,8 +222,7 @@ export const queueIdle: Workload = {
           fire()
           consuming.ack(message!)
         })
-        await pause(500)
-        return (n) => medianOf(n, publish, next)
+        return idle(publish, next)
       }
     }
   ]

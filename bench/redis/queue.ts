@@ -1,5 +1,5 @@
 import type { Contender, Workload } from "../bench.ts"
-import { medianOf, pause, payload, signal } from "../queue.ts"
+import { idle, payload, signal } from "../queue.ts"
 
 const many = 64
 
@@ -161,13 +161,6 @@ export const queueDrain16 = drain(16, 6_000)
 export const queueDrain100 = drain(100, 6_000)
 
 // --- idle ---
-
-/** The code is compiled by many without a pause, as it is in a process that has worked before; the pauses make it idle. */
-const idle = async (publish: () => Promise<unknown>, started: () => Promise<bigint>) => {
-  await pause(100)
-  await medianOf(5_000, publish, started, 0)
-  return (n: number) => medianOf(n, publish, started)
-}
 
 export const queueIdle: Workload = {
   name: "idle publish to start, p50",
