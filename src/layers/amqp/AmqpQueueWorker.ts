@@ -14,6 +14,7 @@
 import type { ConsumeMessage } from "amqplib"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Latch from "effect/Latch"
 import * as Semaphore from "effect/Semaphore"
 import type { Delivery, Outcome, Settlement, Worker } from "../../services/EventQueueStore.ts"
 import * as Timers from "../../services/internal/Timers.ts"
@@ -92,6 +93,9 @@ export class AmqpQueueWorker implements Worker {
   /** What is not acknowledged, with the tag of the consumer that it was given to. */
   private readonly held = new Map<ConsumeMessage, string>()
   private version = 0
+  /** What goes back unasked: open while that is nothing. */
+  private readonly returned = Latch.makeUnsafe(true)
+  private returning = 0
   private ended: Array<readonly [nonce: string, at: number]> = []
   private wake: (() => void) | undefined
   private waking = false
@@ -215,8 +219,7 @@ export class AmqpQueueWorker implements Worker {
     if (returns > 0 && (meta.forgiven ?? 0) < mostForgiven && this.pausedUntil() >= (meta.since ?? meta.publishedAt)) {
       this.forgive(delivery, token)
     } else if (early > 0) {
-      // Given back when the channel ends, if that fails.
-      this.runFork(Effect.ignore(this.settleOne(delivery, { _tag: "release", delay: early })))
+      this.giveBackSoon(delivery, early)
     } else this.give(delivery)
   }
 
@@ -225,7 +228,17 @@ export class AmqpQueueWorker implements Worker {
     const forgiven = { ...job.meta, forgiven: (job.meta.forgiven ?? 0) + 1 }
     const token: Token = { ...rest, message, session, job: { ...job, meta: forgiven } }
     const back = { ...delivery, attempt: delivery.attempt - 1, token }
-    this.runFork(Effect.ignore(this.settleOne(back, { _tag: "release", delay: 0 })))
+    this.giveBackSoon(back, 0)
+  }
+
+  /** If that fails, it goes back when the channel ends. */
+  private giveBackSoon(delivery: Delivery, delay: number): void {
+    this.returning++
+    this.returned.closeUnsafe()
+    const done = Effect.sync(() => {
+      if (--this.returning === 0) this.returned.openUnsafe()
+    })
+    this.runFork(Effect.ensuring(Effect.ignore(this.settleOne(delivery, { _tag: "release", delay })), done))
   }
 
   // --- taking ---
@@ -313,7 +326,9 @@ export class AmqpQueueWorker implements Worker {
       })
       return Effect.ignore(this.pausing).pipe(
         Effect.andThen(cancel),
-        Effect.andThen(Effect.suspend(() => this.giveBack()))
+        Effect.andThen(Effect.suspend(() => this.giveBack())),
+        // A channel that ends in between leaves it there twice.
+        Effect.andThen(this.returned.await)
       )
     })
   )
