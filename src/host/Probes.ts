@@ -9,6 +9,7 @@ import * as Layer from "effect/Layer"
 import * as PrometheusMetrics from "effect/observability/PrometheusMetrics"
 import * as Schema from "effect/Schema"
 import * as Health from "../services/Health.ts"
+import * as Metrics from "../services/Metrics.ts"
 
 const answer = (isWell: (report: typeof Health.Report.Type) => boolean) =>
   Effect.gen(function* () {
@@ -19,6 +20,7 @@ const answer = (isWell: (report: typeof Health.Report.Type) => boolean) =>
   })
 
 export const layer = Layer.mergeAll(
+  Layer.effectDiscard(Metrics.fromZero),
   HttpRouter.add(
     "GET",
     "/livez",

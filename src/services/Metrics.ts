@@ -5,6 +5,7 @@
  *
  * @since 0.1.0
  */
+import * as Effect from "effect/Effect"
 import * as Metric from "effect/Metric"
 
 const counter = (name: string, description: string) => Metric.counter(name, { description, incremental: true })
@@ -76,3 +77,24 @@ export const outboxFailed = Metric.gauge("cohort_outbox_failed", {
 })
 /** Outbox rows that this process has sent. @since 0.2.0 */
 export const outboxRelayed = counter("cohort_outbox_relayed", "Outbox rows that this process has sent")
+
+/**
+ * Begins the counters of trouble at zero, for the process that tells them: a counter that is first heard of at one has
+ * not grown, for whoever asks by how much it did. @since 0.2.0
+ */
+export const fromZero: Effect.Effect<void> = Effect.forEach(
+  [
+    cacheUndecodable,
+    cacheBypassed,
+    messagesUndecodable,
+    handlersFailed,
+    gaps,
+    resyncs,
+    resyncsFailed,
+    afterCommitFailures,
+    jobsStale,
+    leasesLost
+  ],
+  (counter) => Metric.update(counter, 0),
+  { discard: true }
+)

@@ -72,6 +72,10 @@ describe("probes", () => {
       const text = await (await fetch(`${url}/metrics`)).text()
       return text.includes("cohort_cache_misses") ? text : undefined
     })
+    // Trouble that there was not is told as well: what comes first shows as growth.
+    for (const name of ["cohort_lock_leases_lost", "cohort_pubsub_gaps", "cohort_sync_resync_failures"]) {
+      assert.match(text, new RegExp(`^${name}(\\{.*\\})? \\d+$`, "m"))
+    }
     assert.match(text, /^cohort_cache_misses\{.*messaging_client_id="a".*\} [1-9]\d*$/m)
   })
 })

@@ -20,6 +20,8 @@ export interface Line {
 
 const kept = 100
 const longest = 1_000
+/** Where in the code it was is for the log itself. */
+const stackFrame = /\n +at .*/g
 
 export class RecentLog extends Context.Service<RecentLog, { readonly lines: Effect.Effect<ReadonlyArray<Line>> }>()(
   "cohort/host/page/RecentLog"
@@ -42,12 +44,13 @@ export const layer: Layer.Layer<RecentLog> = Layer.unwrap(
       if (!LogLevel.isGreaterThanOrEqualTo(logLevel, "Warn")) return
       const parts = (Array.isArray(message) ? message : [message]).map(textOf)
       if (cause.reasons.length > 0) parts.push(String(Cause.squash(cause)))
+      const text = parts.join(": ").replace(stackFrame, "")
       const about = Object.entries(fiber.getRef(References.CurrentLogAnnotations))
       lines.push({
         number: ++number,
         at: DateTime.makeUnsafe(date),
         level: logLevel,
-        text: parts.join(": ").slice(0, longest),
+        text: text.slice(0, longest),
         about: about
           .map(([key, value]) => `${key} ${textOf(value)}`)
           .join(", ")

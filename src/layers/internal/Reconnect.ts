@@ -60,6 +60,7 @@ export const make = (options: {
     const log = (entry: Effect.Effect<void>) => run(Effect.annotateLogs(entry, attributes))
     const up = Metric.withAttributes(Metrics.connectionUp, attributes)
     const lost = Metric.withAttributes(Metrics.connectionsLost, attributes)
+    lost.updateUnsafe(0, context)
 
     let state: LinkState = "idle"
     let lastError: unknown

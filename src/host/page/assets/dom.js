@@ -26,6 +26,8 @@ const fill = (cell, value) => {
   }
 }
 
+const titleOf = (title) => (typeof title === "string" ? title : title.getAttribute("aria-label"))
+
 /**
  * A table that keeps its rows, so that what has the focus keeps it. A column is `[title, value, class]`; the value
  * of a cell is text, `[text, class]`, or a node, which it returns again as long as it is the same.
@@ -53,7 +55,8 @@ export const table = (parent, caption, columns, keyOf, empty) => {
       const key = keyOf(item)
       let row = rows.get(key)
       if (row === undefined) {
-        row = h("tr", {}, ...columns.map(([, , kind]) => h("td", { class: kind })))
+        // Without the room for columns, each cell says what it is.
+        row = h("tr", {}, ...columns.map(([title, , kind]) => h("td", { class: kind, "data-title": titleOf(title) })))
         rows.set(key, row)
       }
       columns.forEach(([, value], column) => {

@@ -103,7 +103,7 @@ const draw = table(
   $("letters"),
   "Dead letters",
   [
-    [checkAll, ({ id }) => check(id)],
+    [checkAll, ({ id }) => check(id), "pick"],
     ["Id", ({ id }) => id, "code"],
     ["Why", ({ reason }) => reason],
     ["Attempts", ({ attempts }) => attempts, "number"],
