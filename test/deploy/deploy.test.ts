@@ -28,11 +28,11 @@ const seconds = (text: string) => Number(/^(\d+) ?s/.exec(text)![1])
 /** For running jobs, the requests before them, and what is around both. */
 const drain = 45
 
-describe("the Grafana dashboard", () => {
+describe("the Grafana dashboard and the alerts of Prometheus", () => {
   const { panels } = JSON.parse(read("deploy", "grafana", "cohort.json"))
   const expressions: ReadonlyArray<string> = panels.flatMap(({ targets }: any) => targets.map(({ expr }: any) => expr))
 
-  it("asks for metrics that Prometheus is served, by the name they have there", () => {
+  it("ask for metrics that Prometheus is served, by the name they have there", () => {
     // As effect's PrometheusMetrics writes them.
     const sanitised = (name: string) => name.replace(/[^a-zA-Z0-9_:]/g, "_").replace(/_+/g, "_")
     const served = new Set(["up"])
@@ -42,7 +42,6 @@ describe("the Grafana dashboard", () => {
       if (type === "Histogram") for (const part of ["bucket", "sum", "count"]) served.add(`${name}_${part}`)
       else served.add(name)
     }
-    const used = new Set(expressions.flatMap((text) => text.match(/\b(up|(cohort|messaging)_\w+)(?=[\s{[)]|$)/g) ?? []))
     const labels = [
       "cohort_outcome",
       "cohort_job_state",
@@ -50,15 +49,25 @@ describe("the Grafana dashboard", () => {
       "messaging_destination_name",
       "messaging_client_id"
     ]
-    for (const label of labels) used.delete(label)
+    const metricsIn = (expressions: ReadonlyArray<string>) => {
+      const used = new Set(
+        expressions.flatMap((text) => text.match(/\b(up|(cohort|messaging)_\w+)(?=[\s{[)]|$)/g) ?? [])
+      )
+      for (const label of labels) used.delete(label)
+      for (const name of used) assert.isTrue(served.has(name), name)
+      return used
+    }
+    const [{ groups }] = yaml("deploy", "compose", "alerts.yml") as [any]
+    const alerts = groups.flatMap(({ rules }: any) => rules.map(({ expr }: any) => expr))
+    assert.isAbove(metricsIn(alerts).size, 5)
+    const used = metricsIn(expressions)
     assert.isAbove(used.size, 15)
-    for (const name of used) assert.isTrue(served.has(name), name)
     // Every metric that is kept is on it.
     const shown = (id: string) => [...used].some((name) => name.startsWith(sanitised(id)))
     for (const { id } of all) assert.isTrue(shown(id), `${id} is on no panel`)
   })
 
-  it("has panels that do not overlap", () => {
+  it("have panels that do not overlap", () => {
     const cells = new Set<string>()
     for (const { gridPos, id } of panels) {
       const { h, w, x, y } = gridPos

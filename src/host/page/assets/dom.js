@@ -26,7 +26,7 @@ const fill = (cell, value) => {
   }
 }
 
-const titleOf = (title) => (typeof title === "string" ? title : title.getAttribute("aria-label"))
+const titleOf = (title) => (typeof title === "string" ? title : "Select")
 
 /**
  * A table that keeps its rows, so that what has the focus keeps it. A column is `[title, value, class]`; the value
