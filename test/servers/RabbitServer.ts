@@ -8,7 +8,7 @@
  * Waiting here is on the real clock, whatever clock the test has.
  */
 import { execFile, spawnSync } from "node:child_process"
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { existsSync, mkdtempSync, readFileSync, realpathSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { dirname, join } from "node:path"
 import { connect } from "amqplib"
@@ -49,11 +49,25 @@ export interface Options {
   readonly env?: Readonly<Record<string, string>> | undefined
 }
 
-/** Where the scripts are that run as whoever calls them; Debian has others on the path that change the user first. */
+/**
+ * Where the scripts are: on the PATH, so that whoever runs the tests chooses the broker. Debian's there change the user
+ * first; it has others that run as whoever calls them.
+ */
 const scripts = (): string | undefined => {
-  if (existsSync("/usr/lib/rabbitmq/bin/rabbitmq-server")) return "/usr/lib/rabbitmq/bin"
   const { status, stdout } = spawnSync("sh", ["-c", "command -v rabbitmq-server"], { encoding: "utf8" })
-  return status === 0 ? dirname(stdout.trim()) : undefined
+  const debian = "/usr/lib/rabbitmq/bin"
+  if (status !== 0) return undefined
+  const found = dirname(stdout.trim())
+  return found.endsWith("/sbin") && existsSync(`${debian}/rabbitmq-server`) ? debian : found
+}
+
+/** RabbitMQ 4 has features that it still permits, and later ones will not: here it permits none. */
+const refusals = (bin: string): ReadonlyArray<string> => {
+  const [, major] = /rabbitmq_server-(\d+)\./.exec(realpathSync(join(bin, "rabbitmq-server"))) ?? []
+  if (Number(major ?? 0) < 4) return []
+  return ["global_qos", "queue_master_locator", "ram_node_type", "transient_nonexcl_queues"].map(
+    (feature) => `deprecated_features.permit.${feature} = false`
+  )
 }
 
 /**
@@ -91,6 +105,7 @@ export const make = (options: Options = {}): Effect.Effect<RabbitServer, never, 
       PATH: process.env.PATH,
       LANG: "C.UTF-8",
       HOME: folder,
+      ERL_CRASH_DUMP: join(folder, "erl_crash.dump"),
       ERL_EPMD_PORT: String(ports.epmd),
       ERL_EPMD_ADDRESS: "127.0.0.1",
       RABBITMQ_ALLOW_INPUT: "1", // so that the script becomes the broker
@@ -122,6 +137,7 @@ export const make = (options: Options = {}): Effect.Effect<RabbitServer, never, 
           "log.console = true",
           "log.console.level = warning",
           "log.file = false",
+          ...refusals(bin),
           ...(tls === undefined
             ? []
             : [
