@@ -42,7 +42,7 @@ find "$lib/erlang" -type f -perm -u+x -exec sh -c '
     ! patchelf --print-interpreter "$file" >/dev/null 2>&1 ||
       patchelf --set-interpreter "$0/ld-linux-x86-64.so.2" --force-rpath --set-rpath "$0" "$file"
   done' "$libraries" {} +
-sed -i "s|ROOTDIR=/usr/lib/erlang|ROOTDIR=$lib/erlang|" "$lib"/erlang/bin/erl "$lib"/erlang/bin/start
+sed -i "s|ROOTDIR=/usr/lib/erlang|ROOTDIR=$lib/erlang|" "$lib"/erlang/bin/erl "$lib"/erlang/erts-*/bin/erl
 mkdir -p "$folder/bin"
 for program in epmd erl escript; do ln -sf "$lib/erlang/bin/$program" "$folder/bin/"; done
 for program in "$lib"/rabbitmq/lib/rabbitmq_server-*/sbin/*; do ln -sf "$program" "$folder/bin/"; done

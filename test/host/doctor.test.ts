@@ -185,10 +185,15 @@ describe("cohort doctor", { timeout: 120_000 }, () => {
       await Effect.runPromise(rabbit.control("set_vm_memory_high_watermark", "0.4"))
     }
   })
-  it("names streams that are not enabled", async () => {
-    const without = await during(RabbitServer.make({ env: { RABBITMQ_FEATURE_FLAGS: "quorum_queue" } }))
+  // RabbitMQ 3 can be without their feature flag; 4 cannot.
+  it("names streams that cannot be declared", async () => {
+    await Effect.runPromise(rabbit.control("add_user", "queues", "s3cret"))
+    await Effect.runPromise(rabbit.control("set_permissions", "queues", "^cohort.doctor.quorum", ".*", ".*"))
+    const url = new URL(rabbit.url)
+    url.username = "queues"
+    url.password = "s3cret"
     await finds(
-      onRabbit({ AMQP_URL: without.url }),
+      onRabbit({ AMQP_URL: url.href }),
       /^✗ rabbitmq: it cannot declare a stream queue \(.*\): enable its feature flag stream_queue/m
     )
   })

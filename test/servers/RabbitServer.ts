@@ -19,6 +19,8 @@ import { freePort } from "./RedisServer.ts"
 import { ensureInstalled, ServerProcess } from "./ServerProcess.ts"
 
 export interface RabbitServer {
+  /** Its name as a node of a cluster. */
+  readonly node: string
   readonly port: number
   /** Zero unless it has a certificate. */
   readonly tlsPort: number
@@ -47,6 +49,16 @@ export interface Options {
   readonly config?: string | undefined
   /** More of its environment. */
   readonly env?: Readonly<Record<string, string>> | undefined
+  /** What it has in common with the other nodes of its cluster; see `RabbitCluster.ts`. */
+  readonly cluster?: Cluster | undefined
+}
+
+export interface Cluster {
+  /** The port of an epmd that lives longer than the node. */
+  readonly epmd: number
+  readonly cookie: string
+  /** A node that runs, to join when it starts for the first time. */
+  readonly seed?: string | undefined
 }
 
 /**
@@ -71,12 +83,13 @@ const refusals = (bin: string): ReadonlyArray<string> => {
 }
 
 /**
- * Starts epmd and the broker, says the broker's pid and waits for it. When its input ends, which is the process
+ * Starts epmd, unless there is one, and the broker, says the broker's pid and waits for it. When its input ends, which is the process
  * that started it, it kills both and removes their folder.
  */
 const watch = `
 exec 3<&0 </dev/null
-epmd -address 127.0.0.1 -port "$ERL_EPMD_PORT" >>"$HOME/log" 2>&1 3<&- & epmd=$!
+epmd=
+[ "$OTHERS_EPMD" ] || { epmd -address 127.0.0.1 -port "$ERL_EPMD_PORT" >>"$HOME/log" 2>&1 3<&- & epmd=$!; }
 "$@" >>"$HOME/log" 2>&1 3<&- & server=$!
 (cat >/dev/null; trap '' TERM; kill -9 $server $epmd; sleep 0.2; rm -rf "$HOME") <&3 & watcher=$!
 echo $server
@@ -85,12 +98,13 @@ kill -9 $epmd
 kill $watcher`
 
 /** Little memory, few threads, no plugin, and no thread that spins while it has nothing to do. */
-const erlang = "-noinput -start_epmd false +S 2:2 +SDio 2 +sbwt none +sbwtdcpu none +sbwtdio none"
+const erlang =
+  "-noinput -start_epmd false -kernel inet_dist_use_interface {127,0,0,1} +S 2:2 +SDio 2 +sbwt none +sbwtdcpu none +sbwtdio none"
 
 export const make = (options: Options = {}): Effect.Effect<RabbitServer, never, Scope.Scope> =>
   Effect.gen(function* () {
     const bin = yield* Effect.sync(() => ensureInstalled("rabbitmq-server", "rabbitmq", scripts))
-    const { tls } = options
+    const { cluster, tls } = options
     const folder = yield* Effect.acquireRelease(
       Effect.sync(() => mkdtempSync(join(tmpdir(), "cohort-rabbit-"))),
       (folder) => Effect.sync(() => rmSync(folder, { recursive: true, force: true, maxRetries: 5 }))
@@ -100,6 +114,7 @@ export const make = (options: Options = {}): Effect.Effect<RabbitServer, never, 
     let ports = { amqp: 0, tls: 0, distribution: 0, epmd: 0 }
     const server = new ServerProcess()
     const node = () => `cohort-${ports.amqp}@localhost`
+    const clusterName = () => cluster?.seed ?? node()
 
     const environment = () => ({
       PATH: process.env.PATH,
@@ -108,6 +123,7 @@ export const make = (options: Options = {}): Effect.Effect<RabbitServer, never, 
       ERL_CRASH_DUMP: join(folder, "erl_crash.dump"),
       ERL_EPMD_PORT: String(ports.epmd),
       ERL_EPMD_ADDRESS: "127.0.0.1",
+      OTHERS_EPMD: cluster && "yes",
       RABBITMQ_ALLOW_INPUT: "1", // so that the script becomes the broker
       RABBITMQ_CONFIG_FILE: join(folder, "rabbitmq.conf"),
       RABBITMQ_CONF_ENV_FILE: join(folder, "none"),
@@ -127,17 +143,25 @@ export const make = (options: Options = {}): Effect.Effect<RabbitServer, never, 
 
     const configure = () => {
       writeFileSync(join(folder, "plugins"), "[].")
+      if (cluster !== undefined) writeFileSync(join(folder, ".erlang.cookie"), cluster.cookie, { mode: 0o400 })
       writeFileSync(
         join(folder, "rabbitmq.conf"),
         [
           `listeners.tcp.1 = 127.0.0.1:${ports.amqp}`,
-          `cluster_name = ${node()}`,
+          `cluster_name = ${clusterName()}`,
           "num_acceptors.tcp = 2",
           "disk_free_limit.absolute = 10MB",
           "log.console = true",
           "log.console.level = warning",
           "log.file = false",
           ...refusals(bin),
+          ...(cluster?.seed === undefined
+            ? []
+            : [
+                "cluster_formation.peer_discovery_backend = classic_config",
+                `cluster_formation.classic_config.nodes.1 = ${cluster.seed}`,
+                `cluster_formation.classic_config.nodes.2 = ${node()}`
+              ]),
           ...(tls === undefined
             ? []
             : [
@@ -160,7 +184,7 @@ export const make = (options: Options = {}): Effect.Effect<RabbitServer, never, 
         connection.on("error", () => undefined)
         const { cluster_name } = connection.connection.serverProperties
         await connection.close()
-        return cluster_name === node()
+        return cluster_name === clusterName()
       } catch (error) {
         // One without its default user.
         return error instanceof Error && error.message.includes("ACCESS_REFUSED")
@@ -182,7 +206,7 @@ export const make = (options: Options = {}): Effect.Effect<RabbitServer, never, 
             amqp: await freePort(),
             tls: tls === undefined ? 0 : await freePort(),
             distribution: await freePort(),
-            epmd: await freePort()
+            epmd: cluster?.epmd ?? (await freePort())
           }
           configure()
           const before = log().length
@@ -198,6 +222,7 @@ export const make = (options: Options = {}): Effect.Effect<RabbitServer, never, 
     )
 
     return {
+      node: node(),
       port: ports.amqp,
       tlsPort: ports.tls,
       url: `amqp://127.0.0.1:${ports.amqp}`,
