@@ -54,6 +54,9 @@ export const make = (
     const cluster = { epmd, cookie: `cohort${epmd}` }
     const first = yield* RabbitServer.make({ ...options, cluster })
     const join = RabbitServer.make({ ...options, cluster: { ...cluster, seed: first.node } })
-    const others = yield* Effect.all(Array.from({ length: count - 1 }, () => join), { concurrency: "unbounded" })
+    const others = yield* Effect.all(
+      Array.from({ length: count - 1 }, () => join),
+      { concurrency: "unbounded" }
+    )
     return [first, ...others]
   })

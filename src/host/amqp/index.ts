@@ -45,8 +45,8 @@ const forget = (app: string): Effect.Effect<void> =>
   Effect.gen(function* () {
     const amqp = yield* AmqpConnection.make(yield* options)
     const queues = channels.flatMap((channel) => {
-      const { dead, delays, jobs, workers } = AmqpQueueNames.make(Validate.address(app, "queue", channel))
-      return [jobs, dead, delays, workers]
+      const { dead, delays, jobs } = AmqpQueueNames.make(Validate.address(app, "queue", channel))
+      return [jobs, dead, delays]
     })
     yield* Effect.forEach(
       [shortName(`cohort.log.v1.${app}`), ...queues],

@@ -117,6 +117,9 @@ abstract class Request extends Timers.Timer {
   abstract end(result: Exit.Exit<never, Unavailable>): void
 }
 
+/** What amqplib gives a confirmation that is a nack. */
+const isRefusal = (error: unknown): boolean => error instanceof Error && error.message === "message nacked"
+
 /**
  * Connects; unless `lazy`, succeeds only when connected, within the timeout.
  *
@@ -206,12 +209,21 @@ export const make = (
 
     // --- publishing ---
 
-    /** Where messages go, while it is open. */
-    let confirms:
-      | { readonly channel: ConfirmChannel; readonly declared: Map<Topology, Array<Publication> | true> }
-      | undefined
+    /** While it is open. */
+    let confirms: Confirms | undefined
     let channelError: unknown
     const returned = new Map<string, Publication>()
+
+    /** Where messages go. */
+    interface Confirms {
+      readonly channel: ConfirmChannel
+      readonly declared: Map<Topology, Array<Publication> | true>
+      /** When it was opened. */
+      readonly since: number
+      unanswered: number
+      /** When it is not used any more, and all of its messages are answered. */
+      onAnswered?: () => void
+    }
 
     class Publication extends Request {
       readonly message: Outgoing
@@ -219,6 +231,7 @@ export const make = (
       isReturned = false
       /** Whether its topology was declared again since a queue was missing. */
       again = false
+      private to: Confirms | undefined
 
       constructor(message: Outgoing, resume: (result: Exit.Exit<boolean, Unavailable>) => void) {
         super()
@@ -251,11 +264,17 @@ export const make = (
           returned.set(key, this)
         }
         this.sent = true
+        const to = confirms
+        this.to = to
         try {
-          confirms.channel.publish(exchange, routingKey, content, options, (error) => {
+          to.channel.publish(exchange, routingKey, content, options, (error) => {
             if (key !== undefined) returned.delete(key)
+            to.unanswered--
+            if (isRefusal(error)) replace(to)
+            if (to.unanswered === 0) to.onAnswered?.()
             this.onConfirm(error)
           })
+          to.unanswered++
         } catch (error) {
           if (key !== undefined) returned.delete(key)
           if (error instanceof Error && error.name === "IllegalOperationError") wait(this)
@@ -266,10 +285,9 @@ export const make = (
       private onConfirm(error: unknown) {
         if (this.done) return
         if (error !== null) {
-          const detail =
-            error instanceof Error && error.message === "message nacked"
-              ? "it refused a message"
-              : "the connection was lost before a message was confirmed"
+          const detail = isRefusal(error)
+            ? "it refused a message"
+            : "the connection was lost before a message was confirmed"
           return this.end(Exit.fail(AmqpLink.unavailable(detail, channelError ?? publishing.lastError() ?? error)))
         }
         const { topology } = this.message
@@ -290,6 +308,7 @@ export const make = (
       }
 
       override run() {
+        if (this.sent && this.to !== undefined) replace(this.to)
         this.end(Exit.fail(late(this)))
       }
     }
@@ -321,7 +340,7 @@ export const make = (
     const openConfirms = (live: AmqpLink.Live): void => {
       live.model.createConfirmChannel().then(
         (channel) => {
-          const opened = { channel, declared: new Map<Topology, Array<Publication> | true>() }
+          const opened: Confirms = { channel, declared: new Map(), since: timers.now(), unanswered: 0 }
           channel.on("error", (error) => {
             channelError = error
           })
@@ -330,7 +349,8 @@ export const make = (
             if (publication !== undefined) publication.isReturned = true
           })
           channel.on("close", () => {
-            if (confirms === opened) confirms = undefined
+            if (confirms !== opened) return
+            confirms = undefined
             // amqplib ends the channels of a connection first, and then the connection.
             queueMicrotask(() => {
               if (live.over) return
@@ -350,6 +370,27 @@ export const make = (
           })
         }
       )
+    }
+
+    /**
+     * Opens another channel instead of one that refused a message, or did not answer: a channel can hold on to the leader
+     * of a queue that was on a node which is down (seen of RabbitMQ 3.10.8: a quorum queue then refuses for ever, and a
+     * stream is silent for ever). It waits a while for the answers that are under way, so that nothing is overtaken. A
+     * channel that is new may be refused for a reason.
+     */
+    const replace = (old: Confirms): void => {
+      const live = publishing.live()
+      const patience = timeout / 10
+      if (live === undefined || old !== confirms || timers.now() - old.since < patience) return
+      confirms = undefined
+      const end = timers.at(timers.now() + timeout, () => discard(old.channel))
+      const open = timers.at(timers.now() + patience, () => {
+        if (!live.over) openConfirms(live)
+      })
+      old.onAnswered = () => {
+        timers.start(end, timers.now())
+        if (open.pending) timers.start(open, timers.now())
+      }
     }
 
     // --- asking ---

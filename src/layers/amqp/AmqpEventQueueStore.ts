@@ -19,12 +19,14 @@
  *   may not count it meanwhile.
  * - Dead letters are in a stream; whoever asks for them or for the depth of a channel reads the stream once, and keeps
  *   the letters in memory.
- * - `depth` asks every worker. It fails while one does not answer, until RabbitMQ has noticed.
+ * - `depth` asks every worker. It fails while one does not answer, until RabbitMQ has noticed. While a node of a cluster is
+ *   down on which jobs were consumed, it takes half of the connection's `timeout`.
  *
  * @since 0.2.0
  */
-import * as SecureRandom from "effect/crypto/SecureRandom"
+
 import * as Clock from "effect/Clock"
+import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
@@ -40,9 +42,9 @@ import { unavailable } from "./AmqpLink.ts"
 import * as AmqpQueueDepth from "./AmqpQueueDepth.ts"
 import * as AmqpQueueNames from "./AmqpQueueNames.ts"
 import { deadJobOf, type Job, type Letter, newJob, readJob, writeJob } from "./AmqpQueueRecord.ts"
-import { layer as layerLog, type ReplicatedLog } from "./log/ReplicatedLog.ts"
 import { AmqpQueueWorker, type Forward } from "./AmqpQueueWorker.ts"
 import * as AmqpTail from "./AmqpTail.ts"
+import { layer as layerLog, type ReplicatedLog } from "./log/ReplicatedLog.ts"
 
 type Queue = ReturnType<typeof makeQueue>
 
@@ -65,6 +67,8 @@ const makeQueue = (channel: string) => {
     removed: new Map<string, number>(),
     /** When delays end. */
     due: new Map<string, number>(),
+    /** The queues through which workers are asked, with some of those that are gone. */
+    workers: new Set<string>(),
     tails: undefined as { readonly dead: AmqpTail.Tail; readonly delays: AmqpTail.Tail } | undefined
   }
 }
@@ -235,7 +239,7 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
           Scope.provide(AmqpTail.make(amqp, { stream, topology: names, onRecord, name: fresh() }), scope)
         queue.tails = {
           dead: yield* follow(names.dead, onDeath(queue)),
-          delays: yield* follow(names.delays, (content) => AmqpQueueDepth.readDelay(queue.due, content, now()))
+          delays: yield* follow(names.delays, (content) => AmqpQueueDepth.readRecord(queue, content, now()))
         }
         return queue.tails
       })
@@ -281,6 +285,7 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
             pausing: claims.pause(channel),
             pausedUntil: () => claims.pausedUntil(channel),
             concurrency,
+            announce: (asked) => send("", queue.names.delays, AmqpQueueDepth.workerRecord(asked), queue.names),
             forward: forwardIn(channel, queue),
             now,
             timers,
@@ -300,10 +305,19 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
       depth: (channel) =>
         bounded(
           Effect.gen(function* () {
-            const { dead, due, names } = queueOf(channel)
+            const { dead, due, names, workers } = queueOf(channel)
             const tails = yield* tailsOf(queueOf(channel))
             const catchUp = Effect.all([tails.delays.catchUp, tails.dead.catchUp], { concurrency: 2 })
-            return yield* AmqpQueueDepth.measure({ amqp, names, due, dead: () => dead.size, catchUp, now, runFork })
+            return yield* AmqpQueueDepth.measure({
+              amqp,
+              names,
+              due,
+              workers,
+              dead: () => dead.size,
+              catchUp,
+              now,
+              runFork
+            })
           })
         ),
       deadLetters: (channel, { limit, offset }) =>

@@ -4,8 +4,7 @@
  *
  * - `jobs`: a quorum queue.
  * - `dead`: a stream of deaths and of what became of them.
- * - `delays`: a stream that tells when delayed jobs are due; the ladder has them.
- * - `workers`: an empty queue; its consumers are the workers.
+ * - `delays`: a stream that tells when delayed jobs are due, which the ladder has; and what workers there are.
  */
 import type { Channel } from "amqplib"
 import type { Topology } from "./AmqpConnection.ts"
@@ -16,18 +15,12 @@ import { shortName } from "./names.ts"
 const deliveryLimit = 10_000
 const segmentBytes = 16_000_000
 
-/** Through which workers are asked how many jobs they have. */
-export const ask = "cohort.ask.v1"
-
 export interface Names extends Topology {
   readonly jobs: string
   readonly dead: string
   readonly delays: string
-  readonly workers: string
   /** Counts what is ready, and the consumers, with those that were cancelled and still hold something. */
   readonly declareJobs: (channel: Channel) => Promise<{ readonly messageCount: number; readonly consumerCount: number }>
-  /** Counts the workers. */
-  readonly declareWorkers: (channel: Channel) => Promise<number>
 }
 
 export const make = (channelName: string): Names => {
@@ -35,7 +28,6 @@ export const make = (channelName: string): Names => {
   const jobs = `cohort.jobs.v1.${name}`
   const dead = `cohort.dead.v1.${name}`
   const delays = `cohort.delays.v1.${name}`
-  const workers = `cohort.workers.v1.${name}`
 
   const declareJobs = (channel: Channel) =>
     channel.assertQueue(jobs, {
@@ -47,21 +39,11 @@ export const make = (channelName: string): Names => {
         "x-dead-letter-routing-key": dead
       }
     })
-  const declareWorkers = async (channel: Channel) => {
-    await channel.assertExchange(ask, "direct", { durable: true })
-    const { consumerCount } = await channel.assertQueue(workers, {
-      durable: true,
-      arguments: { "x-queue-type": "classic", "x-expires": 86_400_000 }
-    })
-    return consumerCount
-  }
   return {
     jobs,
     dead,
     delays,
-    workers,
     declareJobs,
-    declareWorkers,
     declare: async (channel) => {
       await channel.assertQueue(dead, {
         durable: true,

@@ -22,7 +22,7 @@ import { Payload } from "../../services/Payload.ts"
 import type { Unavailable } from "../../services/Reason.ts"
 import { reasonOf } from "../internal/Reconnect.ts"
 import { unavailable } from "./AmqpLink.ts"
-import { ask, type Names } from "./AmqpQueueNames.ts"
+import type { Names } from "./AmqpQueueNames.ts"
 import { type Job, readJob } from "./AmqpQueueRecord.ts"
 import type { Session, Sessions } from "./AmqpSession.ts"
 
@@ -34,6 +34,10 @@ const giveBackMillis = 50
 const firstMillis = 100
 /** How long the end of a delay is remembered, in milliseconds. */
 const rememberMillis = 10_000
+
+/** How often a worker writes down that it is there, and after which it does if that failed, in milliseconds. */
+const announceMillis = 86_400_000
+const announceAgainMillis = 500
 
 /** Deliveries of a job that are taken for lost on the way to a cancelled consumer, and not for attempts, at most. */
 const mostForgiven = 2
@@ -100,6 +104,8 @@ export class AmqpQueueWorker implements Worker {
   private wake: (() => void) | undefined
   private waking = false
   private readonly timers: Timers.Timers
+  private readonly announce: (queue: string) => Effect.Effect<void, Unavailable>
+  private telling: Timers.Timer | undefined
   private readonly unwanted: Timers.Timer
 
   constructor(options: {
@@ -108,6 +114,8 @@ export class AmqpQueueWorker implements Worker {
     readonly name: string
     readonly concurrency: number
     readonly forward: Forward
+    /** Writes down through which queue it is asked. */
+    readonly announce: (queue: string) => Effect.Effect<void, Unavailable>
     /** Whether the job of a claim has ended. */
     readonly isOver: (claim: string) => boolean
     /** Tells every worker that a consumer is about to be cancelled, and until when that was last. */
@@ -127,6 +135,7 @@ export class AmqpQueueWorker implements Worker {
     this.now = options.now
     this.runFork = options.runFork
     this.timers = options.timers
+    this.announce = options.announce
     this.unwanted = new Timers.Call(() => this.runFork(Effect.ignore(this.pause)))
   }
 
@@ -140,22 +149,19 @@ export class AmqpQueueWorker implements Worker {
     // What came on one that ended before it was set up is not ours either.
     this.onDown()
     await names.declare(channel)
-    await names.declareWorkers(channel)
     const { queue } = await channel.assertQueue("", {
       exclusive: true,
       durable: false,
       autoDelete: true,
       arguments: { "x-queue-type": "classic" }
     })
-    await channel.bindQueue(queue, ask, names.workers)
-    await session.consume(queue, ({ properties }) => this.answer(session, properties.replyTo as string), {
-      noAck: true
-    })
-    await session.consume(names.workers, () => {}, { noAck: true })
+    await session.consume(queue, (question) => this.answer(session, question), { noAck: true })
+    this.tell(session, queue)
     if (this.consuming) await this.consume(session)
   }
 
   readonly onDown = (): void => {
+    if (this.telling !== undefined) this.timers.cancel(this.telling)
     this.given = []
     this.held.clear()
     this.version++
@@ -169,7 +175,18 @@ export class AmqpQueueWorker implements Worker {
     return this.ended.map(([nonce]) => nonce)
   }
 
-  private answer(session: Session, replyTo: string): void {
+  /** Writes down that there is a worker, and through which queue it is asked; now, and before that is forgotten. */
+  private tell(session: Session, queue: string): void {
+    const again = (delay: number) => () => {
+      if (session.over) return
+      this.telling = this.timers.at(this.timers.now() + delay, () => this.tell(session, queue))
+    }
+    this.runFork(
+      Effect.match(this.announce(queue), { onSuccess: again(announceMillis), onFailure: again(announceAgainMillis) })
+    )
+  }
+
+  private answer(session: Session, { properties }: ConsumeMessage): void {
     const answer: Answer = {
       name: this.name,
       held: this.held.size,
@@ -177,7 +194,9 @@ export class AmqpQueueWorker implements Worker {
       version: this.version,
       ended: this.endedDelays()
     }
-    if (!session.over) session.channel.publish("", replyTo, Buffer.from(JSON.stringify(answer)))
+    if (session.over) return
+    const { correlationId, replyTo } = properties as { readonly correlationId: string; readonly replyTo: string }
+    session.channel.publish("", replyTo, Buffer.from(JSON.stringify(answer)), { correlationId })
   }
 
   private async consume(session: Session): Promise<void> {
