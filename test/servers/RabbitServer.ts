@@ -53,7 +53,7 @@ export interface Options {
   readonly cluster?: Cluster | undefined
 }
 
-export interface Cluster {
+interface Cluster {
   /** The port of an epmd that lives longer than the node. */
   readonly epmd: number
   readonly cookie: string
