@@ -73,13 +73,16 @@ const scripts = (): string | undefined => {
   return found.endsWith("/sbin") && existsSync(`${debian}/rabbitmq-server`) ? debian : found
 }
 
-/** RabbitMQ 4 has features that it still permits, and later ones will not: here it permits none. */
-const refusals = (bin: string): ReadonlyArray<string> => {
+/**
+ * RabbitMQ 4 has features that it still permits, and later ones will not: here it permits none. In a cluster 4.0.5 does not
+ * start a second time without transient queues, whether there are any or not.
+ */
+const refusals = (bin: string, isNode: boolean): ReadonlyArray<string> => {
   const [, major] = /rabbitmq_server-(\d+)\./.exec(realpathSync(join(bin, "rabbitmq-server"))) ?? []
   if (Number(major ?? 0) < 4) return []
-  return ["global_qos", "queue_master_locator", "ram_node_type", "transient_nonexcl_queues"].map(
-    (feature) => `deprecated_features.permit.${feature} = false`
-  )
+  const features = ["global_qos", "queue_master_locator", "ram_node_type"]
+  if (!isNode) features.push("transient_nonexcl_queues")
+  return features.map((feature) => `deprecated_features.permit.${feature} = false`)
 }
 
 /**
@@ -154,7 +157,7 @@ export const make = (options: Options = {}): Effect.Effect<RabbitServer, never, 
           "log.console = true",
           "log.console.level = warning",
           "log.file = false",
-          ...refusals(bin),
+          ...refusals(bin, cluster !== undefined),
           ...(cluster?.seed === undefined
             ? []
             : [
