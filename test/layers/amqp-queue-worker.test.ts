@@ -32,6 +32,7 @@ it.effect("pausing waits for what goes back by itself: a channel that ended befo
       name: "worker",
       concurrency: 1,
       forward: () => Deferred.await(published),
+      announce: () => Effect.void,
       isOver: () => false,
       pausing: Effect.void,
       // It was given to a consumer that was cancelled, so its attempt does not count.
