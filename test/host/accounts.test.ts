@@ -5,16 +5,18 @@ import * as DateTime from "effect/DateTime"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
+import { layerStores } from "../../src/layers/amqp/index.ts"
 import { type Account, Accounts, layer } from "../../src/host/page/Accounts.ts"
 import * as RecentLog from "../../src/host/page/RecentLog.ts"
 import { behind, totals } from "../../src/host/page/State.ts"
 import { Cache, EventQueue, Health, Job, Membership, QueueAlarms } from "../../src/index.ts"
 import type { TestBackend } from "../../src/testing/contracts/Backend.ts"
 import { describeOn, support } from "../../src/testing/contracts/support.ts"
+import { amqpPart } from "../layers/amqp.ts"
 import { memory } from "../layers/memory.ts"
 import { redis } from "../layers/redis.ts"
 
-for (const backend of [memory, redis]) {
+for (const backend of [memory, redis, amqpPart(layerStores, { delays: false })]) {
   const { test, within } = support(backend)
 
   const start = (cluster: TestBackend) =>
