@@ -51,6 +51,26 @@ describe.concurrent("Lock on Redis, seen from inside", () => {
     return { a, b, client, line, server, wait }
   })
 
+  it.live("when Redis is full, a lock that is held is renewed, passed on and released", () =>
+    Effect.gen(function* () {
+      const { a, b, client, wait } = yield* inside
+      const first = yield* a.acquire("s", "k", 30_000)
+      const other = yield* a.acquire("s", "other", 30_000)
+      const waiter = yield* wait(b, 1)
+      yield* Effect.promise(() => client.config("SET", "maxmemory", "1mb"))
+      const refused = yield* Effect.exit(b.tryAcquire("s", "more", 30_000))
+      assert.include(String(refused), "OOM")
+      assert.isTrue(yield* a.renew(first, 30_000))
+      yield* a.release(first)
+      const second = yield* Fiber.join(waiter)
+      yield* b.release(second)
+      assert.isTrue(yield* a.renew(other, 30_000))
+      yield* a.release(other)
+      yield* Effect.promise(() => client.config("SET", "maxmemory", "0"))
+      for (const key of ["k", "other"]) assert.isDefined(yield* b.tryAcquire("s", key, 30_000))
+    })
+  )
+
   it.live("a lock leaves its last fence, for an hour, and nothing else", () =>
     Effect.gen(function* () {
       const { a, b, client, wait } = yield* inside

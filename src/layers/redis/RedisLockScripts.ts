@@ -10,6 +10,9 @@
  *
  * What is done when nobody else wants the lock comes first in a script, in as few
  * steps as possible: that is most of what Redis spends on locks.
+ *
+ * Redis that is full lets a script go on that began with a write which needs no memory: who has a lock must be able to
+ * keep it, and to give it back. Hence a PEXPIRE first, also where nobody waits.
  */
 import * as RedisScript from "./RedisScript.ts"
 
@@ -140,6 +143,7 @@ return owner == id and int(last) or ''`,
 export const renew = RedisScript.make(
   `${prelude}
 if not held() or owner ~= ARGV[1] then return 0 end
+redis.call('pexpire', KEYS[1], ${fenceMemoryMillis})
 local before = ends
 put(last, now + ARGV[2], owner)
 if ends < before then tellNext(ARGV[3]) end
@@ -155,7 +159,7 @@ export const release = RedisScript.make(
   `
 local id = ARGV[1]
 local granted = redis.call('get', KEYS[1])
-if granted and ARGV[3] ~= '0' and string.sub(granted, -#id) == id and redis.call('exists', KEYS[2]) == 0 then
+if granted and ARGV[3] ~= '0' and string.sub(granted, -#id) == id and redis.call('pexpire', KEYS[2], ${2 * waiterMillis}) == 0 then
   redis.call('set', KEYS[1], ARGV[3], 'px', ${fenceMemoryMillis})
   return
 end
