@@ -14,17 +14,17 @@ export const tests = ({ backend, test }: Fixture): void => {
       Effect.gen(function* () {
         const a = yield* numbers(yield* cluster.instance())
         const b = yield* numbers(yield* cluster.instance())
-        yield* a.set("short", 1, { ttl: "500 millis" })
-        yield* a.mset([["shorter", 1]], { ttl: "400 millis" })
-        yield* a.wrap("loaded", Effect.succeed(1), { ttl: "500 millis" })
-        yield* a.wrapWithCondition("asked", Effect.succeed(1), { ttl: "500 millis" })
+        yield* a.set("short", 1, { ttl: "1500 millis" })
+        yield* a.mset([["shorter", 1]], { ttl: "1400 millis" })
+        yield* a.wrap("loaded", Effect.succeed(1), { ttl: "1500 millis" })
+        yield* a.wrapWithCondition("asked", Effect.succeed(1), { ttl: "1500 millis" })
         yield* a.set("long", 1, { ttl: "10 seconds" })
         yield* a.set("forever", 1)
         yield* cluster.arrived
         const short = ["short", "shorter", "loaded", "asked"]
         yield* backend.advance("200 millis")
         for (const key of short) assert.deepStrictEqual(yield* b.get(key), Option.some(1), key)
-        yield* backend.advance("500 millis")
+        yield* backend.advance("1500 millis")
         for (const cache of [a, b]) {
           for (const key of short) {
             assert.deepStrictEqual(yield* cache.get(key), Option.none(), key)
