@@ -12,7 +12,6 @@
  * RabbitMQ 3.10 never brings back a stream that was made within the last moments before it
  * was killed ("home node is down"): that one has to be deleted by hand.
  */
-
 import type { ConsumeMessage } from "amqplib"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
