@@ -302,6 +302,27 @@ describe.concurrent("RedisConnection", () => {
       }))
   })
 
+  test("a sign of life that is due when a command is asked for does not take its answer", () =>
+    Effect.gen(function* () {
+      const redis = yield* server
+      const connection = yield* connect({ url: redis.url, timeout: "200 millis" })
+      yield* set(connection, "k", "v")
+      yield* listen(connection, "c")
+      // Publishing to oneself waits for a subscription that does not come.
+      yield* redis.command("ACL", "SETUSER", "default", "resetchannels")
+      yield* untilState(connection, { subscriptions: "reconnecting" })
+      for (let round = 0; round < 3; round++) {
+        const given = yield* Effect.forkChild(
+          Effect.andThen(unavailable(connection.publish("c", "m", true)), get(connection, "k")),
+          { startImmediately: true }
+        )
+        // Its end, at which the command is asked for, and a sign of life fall into one turn of the event loop.
+        yield* Effect.sleep("190 millis")
+        for (const end = performance.now() + 110; performance.now() < end; );
+        assert.strictEqual(yield* Fiber.join(given), "v")
+      }
+    }))
+
   describe("reconnecting", () => {
     test("ends with its Schedule: closed for good, told at once, and logged", () =>
       logged((logs) =>

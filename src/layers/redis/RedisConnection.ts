@@ -165,6 +165,7 @@ export const make = (
       ...common,
       role: "commands",
       client: createClient(settings),
+      flush: () => turns.end(),
       isAwaited: () => waiting.size > 0,
       onChange: (state) => {
         note({ commands: state })

@@ -42,6 +42,8 @@ export const make = <C extends Redis | Cluster>(options: {
   readonly client: C
   /** Called before every attempt but the first. */
   readonly onRetry?: () => void
+  /** Writes what commands there are already, where ioredis counts on answers in that order. */
+  readonly flush?: () => void
   /** Whether somebody waits for the connection. */
   readonly isAwaited: () => boolean
   readonly onChange: (state: Reconnect.LinkState) => void
@@ -74,6 +76,7 @@ export const make = <C extends Redis | Cluster>(options: {
     // The socket's timeout does the rest: it watches whoever owes an answer.
     const heartbeat = new Timers.Call(() => {
       if (client.status !== "ready") return
+      options.flush?.()
       for (const node of nodesOf(client)) if (node.status === "ready") node.ping().catch(() => undefined)
       timers.start(heartbeat, timers.now() + timeout / 2)
     })
