@@ -61,6 +61,21 @@ describe("RedisConnection to a Redis Cluster", () => {
   )
 
   test(
+    "what was on its way to a node is not run late, after what comes on the next connection",
+    Effect.gen(function* () {
+      const { connection, proxies } = yield* connect()
+      const [late, other] = [yield* keyOfFirst("late"), yield* keyOfFirst("other")]
+      yield* connection.send("get", [other])
+      yield* proxies[0]!.stall
+      assert.isTrue(Exit.isFailure(yield* Effect.exit(connection.send("set", [late, "v"]))))
+      yield* Effect.retry(connection.send("get", [other]), Schedule.spaced("100 millis"))
+      yield* proxies[0]!.heal
+      yield* Effect.sleep("100 millis")
+      assert.strictEqual(yield* connection.send("get", [late]), null)
+    })
+  )
+
+  test(
     "what had left for a node that is lost fails at once, is repeated only if it may be, and never by itself",
     Effect.gen(function* () {
       const { connection, nodes, proxies } = yield* connect()

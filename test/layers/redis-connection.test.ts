@@ -284,6 +284,19 @@ describe.concurrent("RedisConnection", () => {
         assert.deepStrictEqual(yield* Fiber.join(waiting), [1, 1])
       }))
 
+    test("is not run late, after what comes on the next connection", () =>
+      Effect.gen(function* () {
+        const { connection, proxy } = yield* proxied()
+        yield* set(connection, "k", "first")
+        // What is written stays on its way for longer than the connection is trusted.
+        yield* proxy.stall
+        yield* unavailable(set(connection, "k", "late"))
+        yield* set(connection, "k", "last")
+        yield* proxy.heal
+        yield* Effect.sleep("100 millis")
+        assert.strictEqual(yield* get(connection, "k"), "last")
+      }))
+
     test("is not sent if whoever asked is gone", () =>
       Effect.gen(function* () {
         const { connection, proxy } = yield* proxied()

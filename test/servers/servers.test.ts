@@ -385,6 +385,28 @@ describe("TcpProxy", () => {
     })
   )
 
+  it.live(
+    "stall: what is said meanwhile arrives when it is healed, also from one that is gone; new ones are served",
+    () =>
+      Effect.gen(function* () {
+        const { echo, proxy, open } = yield* setUp
+        const [there, gone] = [yield* open, yield* open]
+        const received = echo.received()
+        yield* proxy.stall
+        there.say("held")
+        gone.say("held")
+        gone.close()
+        yield* open
+        yield* Effect.sleep("50 millis")
+        assert.strictEqual(echo.received(), received + "hello ".length)
+        yield* proxy.heal
+        yield* eventually(() => there.text === "hello held", "the answer")
+        yield* eventually(() => echo.received() === received + "hello heldheld".length, "what the other had said")
+        there.say("on")
+        yield* eventually(() => there.text === "hello heldon", "the answer after")
+      })
+  )
+
   it.live("latency: later, each way, in order", () =>
     Effect.gen(function* () {
       const { echo, proxy, open } = yield* setUp

@@ -7,6 +7,9 @@
  * - Its state is told to whoever listens, logged and kept as a metric.
  * - A connection that is idle is asked for a sign of life, so that one that died
  *   silently is noticed within the timeout of its socket.
+ * - What a lost connection still has on its way may be late: on one that the network
+ *   has held up, it could undo what the next one has done since. So the next one first
+ *   ends it on the server (`CLIENT KILL`), if the user may.
  */
 import type { Socket } from "node:net"
 import * as Effect from "effect/Effect"
@@ -67,11 +70,29 @@ export const make = <C extends Redis | Cluster>(options: {
     }
     client.on("error", note)
     client.on("node error", note)
+    if (client instanceof Cluster) client.on("+node", (node: Redis) => node.on("ready", () => succeed(node)))
     client.on("ready", () => {
+      if (!(client instanceof Cluster)) succeed(client)
       timers.start(heartbeat, timers.now() + timeout / 2)
       reconnect.onUp()
     })
     client.on("end", reconnect.onDown)
+
+    /** What servers call the last connection to them: id and address, which no other has, also after a restart. */
+    const names = new Map<string, ReadonlyArray<string>>()
+    const succeed = (node: Redis) => {
+      const server = `${node.options.host}:${node.options.port}`
+      const name = names.get(server)
+      names.delete(server)
+      if (name !== undefined) node.call("client", "kill", ...name).catch(() => undefined)
+      node.call("client", "info").then(
+        (info) => {
+          const [, id, address] = /^id=(\d+) addr=(\S+)/.exec(String(info)) ?? []
+          if (address !== undefined) names.set(server, ["id", id!, "addr", address])
+        },
+        () => undefined
+      )
+    }
 
     // The socket's timeout does the rest: it watches whoever owes an answer.
     const heartbeat = new Timers.Call(() => {
@@ -97,7 +118,10 @@ export const make = <C extends Redis | Cluster>(options: {
 
     return {
       client,
-      isReady: () => client.status === "ready" && (client instanceof Cluster || client.stream.writable),
+      isReady: () =>
+        reconnect.state() === "ready" &&
+        client.status === "ready" &&
+        (client instanceof Cluster || client.stream.writable),
       connect: reconnect.connect,
       tryNow: reconnect.tryNow,
       state: reconnect.state,

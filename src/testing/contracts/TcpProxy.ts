@@ -6,6 +6,8 @@
  * - `refuse`: new connections are reset as well, until `heal`. Those there are stay.
  * - `blackhole`: connections stay open and new ones are accepted, but no byte
  *   passes and no FIN tells; connections of that time stay dead after `heal`.
+ * - `stall`: what passes on the connections there are arrives when it is healed, also if they are closed meanwhile. New
+ *   ones are served.
  * - `latency`: bytes and closes pass that much later, in order.
  * - `heal`: new connections are served again. The latency stays.
  *
@@ -25,6 +27,7 @@ export interface TcpProxy {
   readonly reset: Effect.Effect<void>
   readonly refuse: Effect.Effect<void>
   readonly blackhole: Effect.Effect<void>
+  readonly stall: Effect.Effect<void>
   readonly heal: Effect.Effect<void>
   /** In milliseconds, each way; zero for at once. */
   readonly latency: (millis: number) => Effect.Effect<void>
@@ -33,6 +36,8 @@ export interface TcpProxy {
 interface Pair {
   readonly sockets: readonly [Socket, Socket]
   dead: boolean
+  /** What is to pass when it is healed, while it is stalled. */
+  held: Array<() => void> | undefined
 }
 
 /**
@@ -53,6 +58,7 @@ export const make = (target: {
     const pass = (pair: Pair, from: Socket, to: Socket) => {
       const waiting: Array<() => void> = []
       const later = (act: () => void) => {
+        if (pair.held !== undefined) return void pair.held.push(() => pair.dead || act())
         if (latency === 0 && waiting.length === 0) return pair.dead || act()
         // Whichever timer comes first takes the head, so that a shorter latency overtakes nothing.
         waiting.push(act)
@@ -79,7 +85,7 @@ export const make = (target: {
       const upstream = connect(target.port, target.host)
       client.setNoDelay(true)
       upstream.setNoDelay(true)
-      const pair = { sockets: [client, upstream] as const, dead: mode === "blackhole" }
+      const pair: Pair = { sockets: [client, upstream] as const, dead: mode === "blackhole", held: undefined }
       pairs.add(pair)
       pass(pair, client, upstream)
       pass(pair, upstream, client)
@@ -115,8 +121,16 @@ export const make = (target: {
         mode = "blackhole"
         for (const pair of pairs) pair.dead = true
       }),
+      stall: Effect.sync(() => {
+        for (const pair of pairs) pair.held ??= []
+      }),
       heal: Effect.sync(() => {
         mode = "open"
+        for (const pair of pairs) {
+          const held = pair.held ?? []
+          pair.held = undefined
+          for (const act of held) act()
+        }
       }),
       latency: (millis) =>
         Effect.sync(() => {
