@@ -275,13 +275,22 @@ describe.concurrent("RedisConnection", () => {
         const connection = yield* connect({ url: redis.url, timeout: "3 seconds" })
         yield* redis.command("REPLICAOF", "127.0.0.1", "1")
         const script = RedisScript.make("return redis.call('incr', KEYS[1])")
+        // What Redis 6.2 says of a script.
+        const old = RedisScript.make(
+          `if string.find(redis.call('info', 'replication'), 'role:master') then return redis.call('incr', KEYS[1]) end
+          return redis.error_reply("ERR Error running script (call to f_0): @user_script:1: @user_script: 1: " ..
+            "-READONLY You can't write against a read only replica.")`
+        )
         const waiting = yield* Effect.forkChild(
-          Effect.all([connection.send("incr", ["a"]), connection.run(script, ["b"], [])], { concurrency: "unbounded" })
+          Effect.all(
+            [connection.send("incr", ["a"]), connection.run(script, ["b"], []), connection.run(old, ["c"], [])],
+            { concurrency: "unbounded" }
+          )
         )
         yield* Effect.sleep("300 millis")
         assert.isUndefined(waiting.pollUnsafe())
         yield* redis.command("REPLICAOF", "NO", "ONE")
-        assert.deepStrictEqual(yield* Fiber.join(waiting), [1, 1])
+        assert.deepStrictEqual(yield* Fiber.join(waiting), [1, 1, 1])
       }))
 
     test("is not run late, after what comes on the next connection", () =>

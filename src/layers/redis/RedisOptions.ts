@@ -131,6 +131,9 @@ export const config: Config.Config<RedisOptions> = Config.flatMap(
     )(options)
 )
 
+/** Whether it was refused by a master that is none any longer. Redis 6.2 says so in the middle when it was a script. */
+export const isReadOnly = (error: Error): boolean => /^READONLY |-READONLY /.test(error.message)
+
 /** Options read: what ioredis takes, and what the connection itself needs. */
 export interface Settings {
   readonly timeout: number
@@ -209,7 +212,7 @@ export const read = (options: RedisOptions): Settings | InvalidInput => {
       autoResendUnfulfilledCommands: false,
       autoResubscribe: false,
       // After a failover the old master still answers: go and find the new one.
-      reconnectOnError: (error) => error.message.startsWith("READONLY")
+      reconnectOnError: isReadOnly
     }
   }
 }

@@ -8,6 +8,7 @@ import { Cluster, Command, type Redis } from "ioredis"
 import * as Timers from "../../services/internal/Timers.ts"
 import type { Unavailable } from "../../services/Reason.ts"
 import type { Argument } from "./RedisConnection.ts"
+import { isReadOnly } from "./RedisOptions.ts"
 
 /** A command that somebody waits for: on its way, or for the connection. */
 export class Request extends Timers.Timer {
@@ -176,7 +177,7 @@ Object.defineProperty(Sent.prototype, "initPromise", { value: () => {} })
 
 /** Whether Redis has certainly not run a command that failed: it had not left, or a master that is none any longer refused it. */
 export const hasNotRun = (sent: Sent, error: Error): boolean =>
-  error.name === "ReplyError" ? error.message.startsWith("READONLY") : !sent.turn?.left
+  error.name === "ReplyError" ? isReadOnly(error) : !sent.turn?.left
 
 /** Whether it was the connection that failed, and not the command. */
 export const isLost = (error: Error): boolean => error.name !== "ReplyError"
