@@ -803,6 +803,16 @@ describe.concurrent("RedisConnection", () => {
       }))
   })
 
+  test("a database that is not there is none, and not another", () =>
+    Effect.gen(function* () {
+      const redis = yield* server
+      assert.include((yield* unavailable(connect({ url: redis.url, db: 99 }))).message, "out of range")
+      const lazy = yield* connect({ url: redis.url, db: 99, lazy: true })
+      yield* unavailable(set(lazy, "k", "v"))
+      yield* unavailable(listen(lazy, "c"))
+      assert.strictEqual(yield* redis.command("DBSIZE"), 0)
+    }))
+
   test("dedicated gives a client of its own, which may block for longer than the timeout", () =>
     Effect.gen(function* () {
       const redis = yield* server

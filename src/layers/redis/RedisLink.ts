@@ -68,7 +68,14 @@ export const make = <C extends Redis | Cluster>(options: {
     const note = (error: unknown) => {
       reconnect.note(withoutArguments(error))
     }
-    client.on("error", note)
+    let isRefused = false
+    client.on("error", (error) => {
+      if (isRefused) return
+      // ioredis would go on, with database 0.
+      isRefused = (error as { readonly command?: { readonly name: string } }).command?.name === "select"
+      note(error)
+      if (isRefused) client.disconnect()
+    })
     client.on("node error", note)
     if (client instanceof Cluster) client.on("+node", (node: Redis) => node.on("ready", () => succeed(node)))
     client.on("ready", () => {
@@ -76,7 +83,10 @@ export const make = <C extends Redis | Cluster>(options: {
       timers.start(heartbeat, timers.now() + timeout / 2)
       reconnect.onUp()
     })
-    client.on("end", reconnect.onDown)
+    client.on("end", () => {
+      isRefused = false
+      reconnect.onDown()
+    })
 
     /** What servers call the last connection to them: id and address, which no other has, also after a restart. */
     const names = new Map<string, ReadonlyArray<string>>()
