@@ -594,6 +594,22 @@ describe.concurrent("RedisConnection", () => {
         yield* Effect.andThen(redis.kill, redis.start)
         yield* bounded(Effect.eventually(get(connection, "k")))
       }))
+
+    test("of the master, where the Sentinels have none", () =>
+      Effect.gen(function* () {
+        const certificates = yield* Certificates.make
+        const redis = yield* RedisServer.make({ appendOnly: false, tls: certificates })
+        const sentinel = yield* RedisServer.make({
+          config: `sentinel monitor m 127.0.0.1 ${redis.port} 1\n`,
+          args: ["--sentinel"]
+        })
+        const connection = yield* connect({
+          tls: { ca: readFileSync(certificates.ca) },
+          sentinel: { master: "m", nodes: [{ host: "127.0.0.1", port: sentinel.port }], tls: false },
+          timeout: "3 seconds"
+        })
+        yield* set(connection, "k", "v")
+      }))
   })
 
   describe("credentials", () => {

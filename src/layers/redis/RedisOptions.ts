@@ -188,7 +188,9 @@ export const read = (options: RedisOptions): Settings | InvalidInput => {
             sentinels: sentinel.nodes.map(({ host, port }) => ({ host, port: port ?? 26379 })),
             ...(sentinel.username !== undefined && { sentinelUsername: sentinel.username }),
             ...(sentinel.password !== undefined && { sentinelPassword: Redacted.value(sentinel.password) }),
-            ...(sentinelTls !== undefined && { sentinelTLS: sentinelTls, enableTLSForSentinelMode: true })
+            ...(sentinelTls !== undefined && { sentinelTLS: sentinelTls }),
+            // For the master, in spite of its name.
+            enableTLSForSentinelMode: tls !== undefined
           }),
       ...(username !== undefined && { username }),
       ...(password !== undefined && { password }),
