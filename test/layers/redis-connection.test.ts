@@ -225,6 +225,23 @@ describe.concurrent("RedisConnection", () => {
         yield* untilState(connection, { commands: "ready", subscriptions: "ready" })
       }))
 
+    test("while it loads its data it is asked again and again whether it is there", () =>
+      Effect.gen(function* () {
+        const redis = yield* RedisServer.make({
+          args: ["--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"]
+        })
+        const connection = yield* connect({ url: redis.url, timeout: "2 seconds" })
+        // Most of the time goes to small keys, and most of the data is in large ones: it expects to load for hours.
+        const fill =
+          "for i = 1, tonumber(ARGV[1]) do redis.call('set', ARGV[2] .. i, string.rep('x', tonumber(ARGV[3]))) end"
+        yield* connection.run(RedisScript.make(fill), [], [2_500, "small", 1])
+        yield* connection.run(RedisScript.make(fill), [], [20, "large", 1_000_000])
+        yield* redis.kill
+        const waiting = yield* Effect.forkChild(Effect.eventually(get(connection, "small1")))
+        yield* redis.start
+        assert.strictEqual(yield* Effect.timeout(Fiber.join(waiting), "2 seconds"), "x")
+      }))
+
     test("a connection that died in silence is noticed without an operation", () =>
       Effect.gen(function* () {
         const { connection, proxy } = yield* proxied()

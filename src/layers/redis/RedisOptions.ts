@@ -214,14 +214,17 @@ export const read = (options: RedisOptions): Settings | InvalidInput => {
       autoResendUnfulfilledCommands: false,
       autoResubscribe: false,
       // After a failover the old master still answers: go and find the new one.
-      reconnectOnError: isReadOnly
+      reconnectOnError: isReadOnly,
+      // While Redis loads its data: it does not know well how long that will take.
+      maxLoadingRetryTime: timeout / 10
     }
   }
 }
 
 /** Of the client for a whole Redis Cluster. */
 export const clusterOptions = (settings: Settings) => {
-  const { connectionName, connectTimeout, password, socketTimeout, tls, username } = settings.client
+  const { connectionName, connectTimeout, maxLoadingRetryTime, password, socketTimeout, tls, username } =
+    settings.client
   return {
     lazyConnect: true,
     enableOfflineQueue: false,
@@ -234,6 +237,7 @@ export const clusterOptions = (settings: Settings) => {
       connectionName,
       connectTimeout,
       socketTimeout,
+      maxLoadingRetryTime: maxLoadingRetryTime!,
       autoResendUnfulfilledCommands: false,
       // A command that a node has not answered by then fails, whatever is tried in between.
       commandTimeout: settings.timeout,
