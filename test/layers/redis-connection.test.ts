@@ -576,6 +576,37 @@ describe.concurrent("RedisConnection", () => {
         assert.include((yield* unavailable(listen(connection, "theirs"))).message, "NOPERM")
         yield* listen(connection, "mine")
       }))
+
+    test("one that Redis refuses keeps no other from being made again, and is made when it does no longer", () =>
+      logged((logs) =>
+        Effect.gen(function* () {
+          const redis = yield* server
+          const connection = yield* connect({ url: redis.url })
+          const mine = yield* listen(connection, "mine")
+          const theirs = yield* listen(connection, "theirs")
+          // Closes the connection, too.
+          yield* redis.command("ACL", "SETUSER", "default", "resetchannels", "&mine")
+          yield* until(
+            Effect.sync(() => mine.includes("gap")),
+            "the gap"
+          )
+          yield* connection.publish("mine", "m", true)
+          yield* until(
+            Effect.sync(() => mine.includes("m")),
+            "the message"
+          )
+          assert.deepStrictEqual(theirs, [])
+          assert.lengthOf(
+            logs.filter((log) => log.includes("refuses a subscription")),
+            1
+          )
+          yield* redis.command("ACL", "SETUSER", "default", "allchannels")
+          yield* until(
+            Effect.sync(() => theirs.includes("gap")),
+            "the other gap"
+          )
+        })
+      ))
   })
 
   describe("scripts", () => {

@@ -153,7 +153,15 @@ export const make = (
       link: () => subscriptions!,
       timers,
       timeout,
-      onFound: () => dispatchWaiting()
+      onFound: () => dispatchWaiting(),
+      onRefused: (error) => {
+        runFork(
+          Effect.annotateLogs(Effect.logWarning("Redis refuses a subscription", reasonOf(error)), {
+            backend: "redis",
+            role: "subscriptions"
+          })
+        )
+      }
     })
 
     // --- commands ---

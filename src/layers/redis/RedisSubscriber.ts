@@ -10,7 +10,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Scope from "effect/Scope"
 import type { Redis } from "ioredis"
-import type { Timers } from "../../services/internal/Timers.ts"
+import { Call, type Timers } from "../../services/internal/Timers.ts"
 import type { Unavailable } from "../../services/Reason.ts"
 import { reasonOf } from "../internal/Reconnect.ts"
 import { type Link, unavailable, withoutArguments } from "./RedisLink.ts"
@@ -56,6 +56,8 @@ export const make = (options: {
   readonly timeout: number
   /** Called when channels are lost no longer: confirmed again, or left. */
   readonly onFound: () => void
+  /** Called when Redis refuses channels, once for every connection. */
+  readonly onRefused: (error: unknown) => void
 }): RedisSubscriber => {
   const { timeout, timers } = options
   const channels = new Map<string, Channel>()
@@ -76,23 +78,33 @@ export const make = (options: {
     }
   }
 
-  /** Why Redis refused a channel, if that was its answer. */
+  /** Why Redis refused channels, if that was its answer. */
   let refusal: unknown
-  const note = (error: unknown) => {
-    if (error instanceof Error && error.name === "ReplyError") refusal = withoutArguments(error)
-  }
+  const refused = new Set<string>()
+  /** Redis refuses all for one of them, and not for ever: each is asked for alone, until whoever waits gives up. */
+  const again = new Call(() => {
+    const names = [...refused]
+    refused.clear()
+    if (options.link().isReady()) for (const name of names) if (channels.get(name)?.confirmed === false) send([name])
+  })
 
   const send = (names: ReadonlyArray<string>) => {
     const { client } = options.link()
     // Those who join while it is on its way are confirmed with it; a channel made anew meanwhile has its own.
     const asked = names.map((name) => channels.get(name))
-    client.subscribe(...names).then(
+    client.call("subscribe", [...names]).then(
       () => {
         for (const channel of asked) if (channel !== undefined) confirm(channel)
         options.onFound()
       },
-      // Lost with the connection: asked again when it is back. Refused by Redis: whoever waits is told by its timeout.
-      note
+      (error) => {
+        // Lost with the connection: asked again when it is back.
+        if (!(error instanceof Error && error.name === "ReplyError")) return
+        if (refusal === undefined) options.onRefused(withoutArguments(error))
+        refusal = withoutArguments(error)
+        for (const name of names) refused.add(name)
+        if (!again.pending) timers.start(again, timers.now() + timeout / 5)
+      }
     )
   }
 
@@ -176,6 +188,7 @@ export const make = (options: {
     isAwaited: () => waiters > 0,
     onReady: () => {
       refusal = undefined
+      refused.clear()
       if (channels.size > 0) send([...channels.keys()])
     },
     onDown: () => {
