@@ -15,6 +15,7 @@ import { warnUnlessDurable } from "../../src/layers/redis/RedisDurability.ts"
 import * as RedisPersistence from "../../src/layers/redis/RedisPersistence.ts"
 import * as RedisCluster from "../servers/RedisCluster.ts"
 import * as RedisServer from "../servers/RedisServer.ts"
+import * as TcpProxy from "../servers/TcpProxy.ts"
 
 const persistence = (options: RedisOptions.RedisOptions) =>
   RedisPersistence.layer.pipe(Layer.provide(RedisConnection.layer({ timeout: "2 seconds", ...options })))
@@ -118,6 +119,20 @@ describe("RedisPersistence", () => {
       const reserved = Effect.scoped(Effect.flatMap(redis.reserve, (own) => own.send("GET", "k")))
       for (let i = 0; i < 2; i++) assert.instanceOf(yield* Effect.flip(reserved), Redis.RedisError)
     })
+  )
+
+  it.live("a connection that cannot be made is given up within the timeout, whatever is silent", () =>
+    Effect.gen(function* () {
+      const server = yield* RedisServer.make({ appendOnly: false })
+      const proxy = yield* TcpProxy.make({ host: "127.0.0.1", port: server.port })
+      const redis = yield* redisOf({ url: `redis://127.0.0.1:${proxy.port}`, timeout: "500 millis" })
+      const reserved = Effect.scoped(Effect.flatMap(redis.reserve, (own) => own.send("PING")))
+      yield* proxy.blackhole
+      const error = yield* Effect.timeout(Effect.flip(reserved), "5 seconds")
+      assert.include(String(error.cause), "no answer within 500 ms")
+      yield* proxy.heal
+      assert.strictEqual(yield* reserved, "PONG")
+    }).pipe(Effect.provide(Logger.layer([])))
   )
 })
 

@@ -25,7 +25,7 @@ import * as Redis from "effect/persistence/Redis"
 import type * as Scope from "effect/Scope"
 import type { Unavailable } from "../../services/Reason.ts"
 import { RedisConnection } from "./RedisConnection.ts"
-import { withoutArguments } from "./RedisLink.ts"
+import { unavailable, withoutArguments } from "./RedisLink.ts"
 import * as RedisScript from "./RedisScript.ts"
 
 /** What ioredis said, if that is known: Effect looks into it. */
@@ -93,6 +93,13 @@ export const make: Effect.Effect<Redis.Redis["Service"], never, RedisConnection 
             throw lastError ?? error
           })
         ).pipe(
+          // Once it is connected it may wait as long as it likes for an answer, and not before.
+          Effect.interruptible,
+          Effect.timeoutOrElse({
+            duration: redis.timeout,
+            orElse: () => Effect.fail(wrapError(unavailable(`no answer within ${redis.timeout} ms`, lastError)))
+          }),
+          Effect.onError(() => Effect.sync(() => client.disconnect())),
           Effect.as({
             send: <A = unknown>(command: string, ...args: ReadonlyArray<string>) =>
               attempt(() => call(command, ...args) as Promise<A>),
