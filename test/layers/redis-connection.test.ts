@@ -877,6 +877,23 @@ describe.concurrent("RedisConnection", () => {
       assert.strictEqual(yield* redis.command("DBSIZE"), 0)
     }))
 
+  test("what is too long for a text fails typed, and nothing with it", () =>
+    Effect.gen(function* () {
+      const redis = yield* server
+      const connection = yield* connect({ url: redis.url })
+      const long = "x".repeat(2 ** 28)
+      const [before, tooLong, after] = yield* Effect.all(
+        [
+          set(connection, "before", "v"),
+          Effect.exit(connection.send("set", ["k", long, long, long])),
+          get(connection, "before")
+        ],
+        { concurrency: "unbounded" }
+      )
+      assert.deepStrictEqual([before, after], ["OK", "v"])
+      assert.include((yield* unavailable(tooLong)).message, "Invalid string length")
+    }))
+
   test("dedicated gives a client of its own, which may block for longer than the timeout", () =>
     Effect.gen(function* () {
       const redis = yield* server

@@ -56,6 +56,21 @@ describe("EventQueue on Redis, seen from inside", () => {
     })
   )
 
+  it.live("large jobs that are published at once go out one by one: together they may be too long for a text", () =>
+    Effect.gen(function* () {
+      const { a, server } = yield* inside
+      const Text = Job.make("task", Schema.String)
+      const publish = (length: number) =>
+        a(Effect.forEach([1, 2, 3], () => EventQueue.publish(Text, "x".repeat(length)), { concurrency: "unbounded" }))
+      yield* publish(1)
+      yield* server.command("CONFIG", "RESETSTAT")
+      yield* publish(1)
+      yield* publish(5 * 1024 * 1024)
+      const stats = String(yield* server.command("INFO", "commandstats"))
+      assert.strictEqual(Number(/^cmdstat_evalsha:calls=(\d+)/m.exec(stats)![1]), 1 + 3)
+    })
+  )
+
   it.live("jobs that were read ahead do not wait behind a handler that takes its time", () =>
     Effect.gen(function* () {
       const { a, b } = yield* inside

@@ -255,8 +255,14 @@ export const make = (
 
     const dispatch = (request: Request) => {
       const sent = new Sent(request, turns, answered)
-      if (request.node === undefined) client.sendCommand(sent, turns.writer)
-      else request.node.sendCommand(sent)
+      try {
+        if (request.node === undefined) client.sendCommand(sent, turns.writer)
+        else request.node.sendCommand(sent)
+      } catch (error) {
+        // It is too long for a text.
+        const failed = Exit.fail(RedisLink.unavailable(String(error), error))
+        queueMicrotask(() => end(request, failed))
+      }
     }
 
     /** Whether its own subscription must be made again before. */

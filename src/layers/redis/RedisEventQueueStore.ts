@@ -38,6 +38,8 @@ import { decodeKey, encodeKey, millis } from "./wire.ts"
 const mostPerScript = 500
 /** How many are published by one: few enough that Redis begins on them while the rest of a crowd is being collected. */
 const mostPublished = 32
+/** How much one script carries at most, unless it is one job, in characters. */
+const mostText = 4 * 1024 * 1024
 
 /** A job to publish, as the script wants it, and who waits for the answer. */
 interface Publication {
@@ -66,8 +68,10 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, RedisConnect
     const makeQueue = (channel: string) => {
       // Between braces that hold nothing Redis sees no hash tag; `%` is escaped already.
       const keys = Scripts.keys(`cohort:{${encodeKey(channel).replace(/^}/, "%7D")}}`)
+      let text = 0
       const publications = perTurn.make<Publication>(
         (publications) => {
+          text = 0
           const args: Array<string | number> = [redis.isCluster ? 1 : 0]
           for (const { delay, id, record } of publications) args.push(id, delay, record)
           redis.requestRun<string>(Scripts.publish, keys, args, (result) => {
@@ -83,7 +87,12 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, RedisConnect
         mostPublished,
         () => void redis.flush()
       )
-      return { keys, publications }
+      const publish = (publication: Publication) => {
+        text += publication.record.length
+        if (text > mostText) publications.flush()
+        publications.add(publication)
+      }
+      return { keys, publish }
     }
 
     /** Redrives or discards dead letters. */
@@ -125,7 +134,7 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, RedisConnect
       system: "redis",
       publish: (channel, { delay, id, keepId, maxRetries, payload, timeout }) =>
         Effect.callback((resume) =>
-          queueOf(channel).publications.add({
+          queueOf(channel).publish({
             id: encodeKey(id),
             delay: delay > 0 ? millis(delay) : 0,
             record: `${timeout} ${maxRetries} ${keepId > 0 ? millis(keepId) : 0} ${payload.json}`,

@@ -72,6 +72,8 @@ export interface Turns {
  * commands, or scripts, that keep it busy for some eight times as long.
  */
 const mostPerWrite = 64
+/** How long a text is to which another command is added, in characters: V8 has none of more than 512 MB. */
+const mostText = 4 * 1024 * 1024
 const weightOf = (command: string): number => (command.startsWith("eval") ? 8 : 1)
 
 /** The nodes of a Redis Cluster are not known beforehand: there the socket itself collects what it writes. */
@@ -94,7 +96,7 @@ export const makeTurns = (client: Redis | Cluster): Turns => {
   return {
     of: (stream, weight) => {
       let turn = open.find((turn) => turn.stream === stream)
-      if (turn === undefined || turn.weight >= mostPerWrite) {
+      if (turn === undefined || turn.weight >= mostPerWrite || turn.text.length >= mostText) {
         if (turn !== undefined) {
           write(turn)
           open = open.filter((other) => other !== turn)
