@@ -341,27 +341,6 @@ describe.concurrent("RedisConnection", () => {
       }))
   })
 
-  test("a sign of life that is due when a command is asked for does not take its answer", () =>
-    Effect.gen(function* () {
-      const redis = yield* server
-      const connection = yield* connect({ url: redis.url, timeout: "200 millis" })
-      yield* set(connection, "k", "v")
-      yield* listen(connection, "c")
-      // Publishing to oneself waits for a subscription that does not come.
-      yield* redis.command("ACL", "SETUSER", "default", "resetchannels")
-      yield* untilState(connection, { subscriptions: "reconnecting" })
-      for (let round = 0; round < 3; round++) {
-        const given = yield* Effect.forkChild(
-          Effect.andThen(unavailable(connection.publish("c", "m", true)), get(connection, "k")),
-          { startImmediately: true }
-        )
-        // Its end, at which the command is asked for, and a sign of life fall into one turn of the event loop.
-        yield* Effect.sleep("190 millis")
-        for (const end = performance.now() + 110; performance.now() < end; );
-        assert.strictEqual(yield* Fiber.join(given), "v")
-      }
-    }))
-
   describe("reconnecting", () => {
     test("ends with its Schedule: closed for good, told at once, and logged", () =>
       logged((logs) =>
@@ -877,23 +856,6 @@ describe.concurrent("RedisConnection", () => {
       assert.strictEqual(yield* redis.command("DBSIZE"), 0)
     }))
 
-  test("what is too long for a text fails typed, and nothing with it", () =>
-    Effect.gen(function* () {
-      const redis = yield* server
-      const connection = yield* connect({ url: redis.url })
-      const long = "x".repeat(2 ** 28)
-      const [before, tooLong, after] = yield* Effect.all(
-        [
-          set(connection, "before", "v"),
-          Effect.exit(connection.send("set", ["k", long, long, long])),
-          get(connection, "before")
-        ],
-        { concurrency: "unbounded" }
-      )
-      assert.deepStrictEqual([before, after], ["OK", "v"])
-      assert.include((yield* unavailable(tooLong)).message, "Invalid string length")
-    }))
-
   test("dedicated gives a client of its own, which may block for longer than the timeout", () =>
     Effect.gen(function* () {
       const redis = yield* server
@@ -906,5 +868,51 @@ describe.concurrent("RedisConnection", () => {
       yield* Effect.sleep(2 * timeout)
       yield* connection.send("rpush", ["list", "v"])
       assert.deepStrictEqual(yield* Effect.promise(() => blocked), ["list", "v"])
+    }))
+})
+
+/** Not beside others: this process stands still meanwhile. */
+describe("RedisConnection, in a process that is busy", () => {
+  test("a sign of life that is due when a command is asked for does not take its answer", () =>
+    Effect.gen(function* () {
+      const redis = yield* server
+      const connection = yield* connect({ url: redis.url, timeout: "200 millis" })
+      yield* set(connection, "k", "v")
+      yield* listen(connection, "c")
+      // Publishing to oneself waits for a subscription that does not come.
+      yield* redis.command("ACL", "SETUSER", "default", "resetchannels")
+      yield* untilState(connection, { subscriptions: "reconnecting" })
+      for (let round = 0; round < 3; round++) {
+        const given = yield* Effect.forkChild(
+          Effect.andThen(unavailable(connection.publish("c", "m", true)), get(connection, "k")),
+          { startImmediately: true }
+        )
+        // Its end, at which the command is asked for, and a sign of life fall into one turn of the event loop.
+        yield* Effect.sleep("190 millis")
+        for (const end = performance.now() + 110; performance.now() < end; );
+        assert.strictEqual(yield* Fiber.join(given), "v")
+      }
+    }))
+
+  test("what is too long for a text fails typed, and nothing with it", () =>
+    Effect.gen(function* () {
+      const redis = yield* server
+      const connection = yield* connect({ url: redis.url })
+      const long = "x".repeat(2 ** 24)
+      const [before, tooLong, after] = yield* Effect.all(
+        [
+          set(connection, "before", "v"),
+          Effect.exit(
+            connection.send(
+              "mset",
+              Array.from({ length: 34 }, () => long)
+            )
+          ),
+          get(connection, "before")
+        ],
+        { concurrency: "unbounded" }
+      )
+      assert.deepStrictEqual([before, after], ["OK", "v"])
+      assert.include((yield* unavailable(tooLong)).message, "Invalid string length")
     }))
 })
