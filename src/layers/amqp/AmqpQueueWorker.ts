@@ -390,9 +390,13 @@ export class AmqpQueueWorker implements Worker {
       this.ackTogether(settlements)
       return Exit.succeed(settlements.map(({ delivery }) => this.ack(delivery)))
     }
-    const settled = Effect.forEach(settlements, ({ delivery, outcome }) => this.settleOne(delivery, outcome), {
-      concurrency: "unbounded"
-    })
+    // Each to its end: one that is interrupted after its copy was published would be published again.
+    const settled = Effect.flatMap(
+      Effect.forEach(settlements, ({ delivery, outcome }) => Effect.exit(this.settleOne(delivery, outcome)), {
+        concurrency: "unbounded"
+      }),
+      (exits) => Effect.forEach(exits, (exit) => exit)
+    )
     // What is given back is for others.
     return settlements.some(({ outcome }) => outcome._tag === "release" && outcome.delay === 0)
       ? Effect.andThen(this.pause, settled)

@@ -140,7 +140,7 @@ export const run = <A, RD, RE, R, R2>(
     /** Sends what has finished, in batches, until nothing is left; waits out an outage. */
     const settleAll = Effect.suspend(() => {
       if (finished.length === 0) return Effect.void
-      const batch = finished
+      let batch = finished
       finished = []
       const stale = (accepted: ReadonlyArray<boolean>) => {
         const refused = accepted.reduce((n, ok) => (ok ? n : n + 1), 0)
@@ -155,6 +155,9 @@ export const run = <A, RD, RE, R, R2>(
           first = false
           return sent
         }
+        // With what has finished since, which may be settled though something else is refused.
+        batch = batch.concat(finished)
+        finished = []
         return worker.settle(batch)
       }).pipe(Effect.retry(outageBackoff), Effect.orDie, Effect.flatMap(stale)) // the backoff never ends
     })
