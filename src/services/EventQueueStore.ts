@@ -8,7 +8,7 @@ import type * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import type { Payload } from "./Payload.ts"
-import type { Unavailable } from "./Reason.ts"
+import type { InvalidInput, Unavailable } from "./Reason.ts"
 
 /**
  * Why a job became a dead letter.
@@ -165,8 +165,11 @@ export class EventQueueStore extends Context.Service<
   {
     /** `"memory"`, `"redis"`, `"rabbitmq"`: names the backend in spans and errors. */
     readonly system: string
-    /** `false` when the id is known: the job lives, or ended less than its `keepId` ago. */
-    readonly publish: (channel: string, job: NewJob) => Effect.Effect<boolean, Unavailable>
+    /**
+     * `false` when the id is known: the job lives, or ended less than its `keepId` ago. `InvalidInput` when the backend never
+     * takes a payload as large.
+     */
+    readonly publish: (channel: string, job: NewJob) => Effect.Effect<boolean, Unavailable | InvalidInput>
     /** `lease` is in milliseconds; `concurrency` is how many jobs it starts at a time. */
     readonly worker: (
       channel: string,

@@ -389,6 +389,26 @@ describe("AmqpConnection", () => {
         assert.strictEqual(sessions.current(), session)
       }))
 
+    test("forgets the consumers that it cancelled", () =>
+      Effect.gen(function* () {
+        const amqp = yield* connectTo({ url: yield* RabbitServer.sharedUrl })
+        const queue = fresh("q")
+        const sessions = yield* amqp.open({ setup: (session) => queueOf(queue).declare(session.channel) })
+        const session = yield* sessions.ready
+        const got: Array<string> = []
+        const consume = () =>
+          session.consume(queue, (message) => {
+            got.push(message.content.toString())
+            session.ack(message)
+          })
+        for (let i = 0; i < 50; i++) yield* Effect.promise(async () => (await consume())())
+        const { consumers } = session.channel as unknown as { readonly consumers: ReadonlyMap<string, unknown> }
+        assert.isAtMost(consumers.size, 20)
+        yield* Effect.promise(consume)
+        yield* send(amqp, queue, "one")
+        yield* until("it goes on", () => got.length === 1)
+      }))
+
     test("whose set-up fails or never ends is tried again, and waited for no longer than the timeout", () =>
       Effect.gen(function* () {
         const { amqp } = yield* viaProxy()

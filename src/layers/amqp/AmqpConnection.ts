@@ -117,6 +117,23 @@ abstract class Request extends Timers.Timer {
   abstract end(result: Exit.Exit<never, Unavailable>): void
 }
 
+/**
+ * The cause of an `Unavailable`: the message is larger than RabbitMQ takes, now and later.
+ *
+ * @since 0.2.0
+ */
+export class TooLarge extends Error {
+  override readonly name = "TooLarge"
+  readonly size: number
+  readonly largest: number
+
+  constructor(size: number, largest: number) {
+    super(`a message of ${size} bytes is larger than the ${largest} that it takes`)
+    this.size = size
+    this.largest = largest
+  }
+}
+
 /** What amqplib gives a confirmation that is a nack. */
 const isRefusal = (error: unknown): boolean => error instanceof Error && error.message === "message nacked"
 
@@ -213,6 +230,12 @@ export const make = (
     let confirms: Confirms | undefined
     let channelError: unknown
     const returned = new Map<string, Publication>()
+    /** What RabbitMQ takes at most. It ends the channel of what is larger, with all that is on its way there, and says so. */
+    let largest = Number.POSITIVE_INFINITY
+    const noteLargest = (error: unknown) => {
+      const [, size] = /larger than configured max size '?(\d+)/.exec(reasonOf(error)) ?? []
+      if (size !== undefined) largest = Number(size)
+    }
 
     /** Where messages go. */
     interface Confirms {
@@ -244,6 +267,7 @@ export const make = (
       }
 
       override go() {
+        if (this.isTooLarge()) return queueMicrotask(() => this.refuse())
         const { topology } = this.message
         if (topology === undefined) return this.send()
         const declared = confirms!.declared.get(topology)
@@ -282,9 +306,19 @@ export const make = (
         }
       }
 
+      private isTooLarge() {
+        return this.message.content.length > largest
+      }
+
+      private refuse() {
+        const cause = new TooLarge(this.message.content.length, largest)
+        this.end(Exit.fail(AmqpLink.unavailable(cause.message, cause)))
+      }
+
       private onConfirm(error: unknown) {
         if (this.done) return
         if (error !== null) {
+          if (this.isTooLarge()) return this.refuse()
           const detail = isRefusal(error)
             ? "it refused a message"
             : "the connection was lost before a message was confirmed"
@@ -343,6 +377,7 @@ export const make = (
           const opened: Confirms = { channel, declared: new Map(), since: timers.now(), unanswered: 0 }
           channel.on("error", (error) => {
             channelError = error
+            noteLargest(error)
           })
           channel.on("return", (message) => {
             const publication = returned.get(message.properties.correlationId as string)
@@ -519,6 +554,8 @@ export const make = (
       settings,
       isAwaited: () => waiting.size > 0,
       onUp: (live) => {
+        // It may have been set anew.
+        largest = Number.POSITIVE_INFINITY
         openConfirms(live)
         dispatchWaiting()
       },

@@ -17,26 +17,28 @@
  *   next step refuses, as one that is not up yet after RabbitMQ was killed, is offered again after its
  *   `dead_letter_worker_publisher_confirm_timeout` (3 minutes by default), and what comes behind that, once more; `depth`
  *   may not count it meanwhile.
- * - Dead letters are in a stream; whoever asks for them or for the depth of a channel reads the stream once, and keeps
- *   the letters in memory.
+ * - Dead letters are in a stream, which keeps those that were redriven or discarded, too; whoever asks for them or for the
+ *   depth of a channel reads the stream once, and keeps the letters in memory. It may be deleted when there are none.
+ * - A job that RabbitMQ would not take together with its error is given to its dead letters by RabbitMQ, without the error.
  * - `depth` asks every worker. It fails while one does not answer, until RabbitMQ has noticed. While a node of a cluster is
  *   down on which jobs were consumed, it takes half of the connection's `timeout`.
  *
  * @since 0.2.0
  */
 
+import type { MessagePropertyHeaders } from "amqplib"
 import * as Clock from "effect/Clock"
 import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
-import { EventQueueStore } from "../../services/EventQueueStore.ts"
+import { type Delivery, EventQueueStore, type Outcome } from "../../services/EventQueueStore.ts"
 import type { Instance } from "../../services/Instance.ts"
 import { getOrMake } from "../../services/internal/getOrMake.ts"
 import * as Timers from "../../services/internal/Timers.ts"
-import type { Unavailable } from "../../services/Reason.ts"
+import { InvalidInput, type Unavailable } from "../../services/Reason.ts"
 import * as AmqpClaims from "./AmqpClaims.ts"
-import { AmqpConnection, type Topology } from "./AmqpConnection.ts"
+import { AmqpConnection, TooLarge, type Topology } from "./AmqpConnection.ts"
 import * as AmqpDelays from "./AmqpDelays.ts"
 import { unavailable } from "./AmqpLink.ts"
 import * as AmqpQueueDepth from "./AmqpQueueDepth.ts"
@@ -45,6 +47,9 @@ import { deadJobOf, type Job, type Letter, newJob, readJob, writeJob } from "./A
 import { AmqpQueueWorker, type Forward } from "./AmqpQueueWorker.ts"
 import * as AmqpTail from "./AmqpTail.ts"
 import { layer as layerLog, type ReplicatedLog } from "./log/ReplicatedLog.ts"
+
+/** How many dead letters are redriven or discarded at a time. */
+const partSize = 1_000
 
 type Queue = ReturnType<typeof makeQueue>
 
@@ -63,7 +68,10 @@ const makeQueue = (channel: string) => {
       }),
     /** Deaths that nobody has undone, oldest first. */
     dead: new Map<string, Letter>(),
-    /** How many each removal took. */
+    /** How often it was told that something was written to the stream of deaths, and up to where that is read. */
+    news: 1,
+    readNews: 0,
+    /** How many each removal that is waited for took. */
     removed: new Map<string, number>(),
     /** When delays end. */
     due: new Map<string, number>(),
@@ -172,9 +180,18 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
     const endOf = (channel: string, { meta: { claim, id, keepId } }: Job): Effect.Effect<void, Unavailable> =>
       claim === undefined ? Effect.void : claims.end({ channel, id, token: claim }, keepId)
 
-    const forwardIn =
-      (channel: string, queue: Queue): Forward =>
-      (delivery, job, outcome) => {
+    const forwardIn = (channel: string, queue: Queue): Forward => {
+      const forward = forwarding(channel, queue)
+      return (delivery, job, outcome) =>
+        Effect.as(forward(delivery, job, outcome), true).pipe(
+          // With what there is to be said about it.
+          Effect.catchIf(isTooLarge, () => Effect.as(endOf(channel, job), false))
+        )
+    }
+
+    const forwarding =
+      (channel: string, queue: Queue) =>
+      (delivery: Delivery, job: Job, outcome: Outcome): Effect.Effect<void, Unavailable> => {
         const { payload } = job
         const { nonce: _, until: __, ...meta } = job.meta
         const again = (meta: Job["meta"], delay: number) =>
@@ -204,18 +221,23 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
               lastError: error,
               diedAt: now()
             }
-            return Effect.andThen(send("", queue.names.dead, record({ death }), queue.names), endOf(channel, job))
+            return Effect.andThen(sendDeath(queue, { death }), endOf(channel, job))
           }
         }
       }
 
-    const record = (record: DeathRecord) => Buffer.from(JSON.stringify(record))
+    /** The news of it only spares `depth` a mark in the stream of deaths, which nothing ever leaves. */
+    const sendDeath = ({ names }: Queue, record: DeathRecord) =>
+      Effect.andThen(
+        send("", names.dead, Buffer.from(JSON.stringify(record)), names),
+        Effect.ignore(send("", names.delays, AmqpQueueDepth.newsRecord, names))
+      )
 
     // --- what is read from the streams ---
 
-    const onDeath = (queue: Queue) => (content: Buffer) => {
+    const onDeath = (queue: Queue) => (content: Buffer, headers: MessagePropertyHeaders | undefined) => {
       const { dead, removed } = queue
-      const record = readDeath(content)
+      const record = readDeath(content, headers)
       if (record === undefined) return
       if ("death" in record) {
         const { id } = record.death.job.meta
@@ -228,18 +250,26 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
         // One that was redriven may have died again by now.
         if (dead.get(id)?.diedAt === diedAt && dead.delete(id)) count++
       }
-      if (record.removed.startsWith(nonce)) removed.set(record.removed, count)
+      if (removed.has(record.removed)) removed.set(record.removed, count)
     }
 
     const tailsOf = (queue: Queue) =>
       Effect.gen(function* () {
         const { names, tails } = queue
         if (tails !== undefined) return tails
-        const follow = (stream: string, onRecord: (content: Buffer) => void) =>
-          Scope.provide(AmqpTail.make(amqp, { stream, topology: names, onRecord, name: fresh() }), scope)
+        const follow = (stream: string, onBegin: () => void, onRecord: AmqpTail.OnRecord) =>
+          Scope.provide(AmqpTail.make(amqp, { stream, topology: names, onBegin, onRecord, name: fresh() }), scope)
+        const onNewDead = () => {
+          queue.dead.clear()
+          queue.news++
+        }
         queue.tails = {
-          dead: yield* follow(names.dead, onDeath(queue)),
-          delays: yield* follow(names.delays, (content) => AmqpQueueDepth.readRecord(queue, content, now()))
+          dead: yield* follow(names.dead, onNewDead, onDeath(queue)),
+          delays: yield* follow(
+            names.delays,
+            () => queue.due.clear(),
+            (content) => AmqpQueueDepth.readRecord(queue, content, now())
+          )
         }
         return queue.tails
       })
@@ -259,10 +289,22 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
         const deaths = letters.map(({ diedAt, job }) => [job.meta.id, diedAt] as const)
         const tails = yield* tailsOf(queue)
         const removed = fresh()
-        yield* send("", queue.names.dead, record({ removed, deaths }), queue.names)
-        yield* tails.dead.catchUp
-        const count = queue.removed.get(removed) ?? 0
-        queue.removed.delete(removed)
+        queue.removed.set(removed, 0)
+        return yield* sendDeath(queue, { removed, deaths }).pipe(
+          Effect.andThen(tails.dead.catchUp),
+          Effect.map(() => queue.removed.get(removed)!),
+          Effect.ensuring(Effect.sync(() => queue.removed.delete(removed)))
+        )
+      }).pipe(bounded)
+
+    /** Some after the other: their removals are records, and a failure leaves what was done before it done. */
+    const inParts = (
+      letters: ReadonlyArray<Letter>,
+      take: (part: ReadonlyArray<Letter>) => Effect.Effect<number, Unavailable>
+    ) =>
+      Effect.gen(function* () {
+        let count = 0
+        for (let i = 0; i < letters.length; i += partSize) count += yield* take(letters.slice(i, i + partSize))
         return count
       })
 
@@ -272,9 +314,18 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
     return EventQueueStore.of({
       system: "rabbitmq",
       publish: (channel, job) =>
-        job.isGiven
-          ? bounded(putClaimed(channel, job.id, job.delay, false, (claim) => newJob(job, now(), claim)))
-          : Effect.as(put(queueOf(channel), newJob(job, now(), undefined), job.delay), true),
+        Effect.mapError(
+          job.isGiven
+            ? bounded(putClaimed(channel, job.id, job.delay, false, (claim) => newJob(job, now(), claim)))
+            : Effect.as(put(queueOf(channel), newJob(job, now(), undefined), job.delay), true),
+          (error) =>
+            error.cause instanceof TooLarge
+              ? new InvalidInput({
+                  field: "payload",
+                  detail: `must be smaller: RabbitMQ takes messages of ${error.cause.largest} bytes, not ${error.cause.size}`
+                })
+              : error
+        ),
       worker: (channel, { concurrency }) =>
         Effect.gen(function* () {
           const queue = queueOf(channel)
@@ -286,6 +337,9 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
             pausedUntil: () => claims.pausedUntil(channel),
             concurrency,
             announce: (asked) => send("", queue.names.delays, AmqpQueueDepth.workerRecord(asked), queue.names),
+            // Who asks does not wait for long, nor for one answer.
+            reply: (routingKey, content, correlationId) =>
+              void amqp.requestPublish({ exchange: "", routingKey, content, properties: { correlationId } }, () => {}),
             forward: forwardIn(channel, queue),
             now,
             timers,
@@ -305,9 +359,19 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
       depth: (channel) =>
         bounded(
           Effect.gen(function* () {
-            const { dead, due, names, workers } = queueOf(channel)
-            const tails = yield* tailsOf(queueOf(channel))
-            const catchUp = Effect.all([tails.delays.catchUp, tails.dead.catchUp], { concurrency: 2 })
+            const queue = queueOf(channel)
+            const { dead, due, names, workers } = queue
+            const tails = yield* tailsOf(queue)
+            const catchUp = Effect.andThen(
+              tails.delays.catchUp,
+              Effect.suspend(() => {
+                const { news, readNews } = queue
+                if (readNews === news) return Effect.void
+                return Effect.map(tails.dead.catchUp, () => {
+                  queue.readNews = Math.max(queue.readNews, news)
+                })
+              })
+            )
             return yield* AmqpQueueDepth.measure({
               amqp,
               names,
@@ -328,42 +392,50 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
           return letter === undefined ? undefined : deadJobOf(letter)
         }),
       redrive: (channel, ids) =>
-        Effect.gen(function* () {
-          const letters = chosen(yield* deadOf(channel), ids)
-          const redriven: Array<Letter> = []
-          yield* Effect.forEach(
-            letters,
-            (letter) => {
-              const { meta, payload } = letter.job
-              const put = putClaimed(channel, meta.id, 0, true, (claim) => ({
-                meta: { ...meta, claim, since: now() },
-                payload
-              }))
-              return Effect.map(put, (isNew) => isNew && redriven.push(letter))
-            },
-            { concurrency: 500, discard: true }
+        Effect.flatMap(deadOf(channel), (dead) =>
+          inParts(chosen(dead, ids), (part) =>
+            Effect.gen(function* () {
+              const redriven: Array<Letter> = []
+              const putting = yield* Effect.exit(
+                Effect.forEach(
+                  part,
+                  (letter) => {
+                    const { meta, payload } = letter.job
+                    const put = putClaimed(channel, meta.id, 0, true, (claim) => ({
+                      meta: { ...meta, claim, since: now() },
+                      payload
+                    }))
+                    return Effect.map(put, (isNew) => isNew && redriven.push(letter))
+                  },
+                  { concurrency: 500, discard: true }
+                )
+              )
+              if (redriven.length > 0) yield* remove(queueOf(channel), redriven)
+              yield* putting
+              return redriven.length
+            })
           )
-          if (redriven.length > 0) yield* remove(queueOf(channel), redriven)
-          return redriven.length
-        }),
+        ),
       discard: (channel, ids) =>
-        Effect.flatMap(deadOf(channel), (dead) => {
-          const letters = chosen(dead, ids)
-          return letters.length === 0 ? Effect.succeed(0) : bounded(remove(queueOf(channel), letters))
-        })
+        Effect.flatMap(deadOf(channel), (dead) => inParts(chosen(dead, ids), (part) => remove(queueOf(channel), part)))
     })
   })
 
-const readDeath = (content: Buffer): DeathRecord | undefined => {
+const isTooLarge = ({ cause }: Unavailable) => cause instanceof TooLarge
+
+const readDeath = (content: Buffer, headers: MessagePropertyHeaders | undefined): DeathRecord | undefined => {
   const job = readJob(content)
   if (job !== undefined) {
-    const error = "it was given to workers too often"
+    const isRejected = headers?.["x-first-death-reason"] === "rejected"
+    const error = isRejected
+      ? "it failed, and is too large for RabbitMQ together with the error"
+      : "it was given to workers too often"
     const { meta, payload } = job
     return {
       death: {
         job: { meta: { ...meta, attempts: 0 }, payload },
         attempts: meta.maxRetries + 1,
-        reason: "WorkerLost",
+        reason: isRejected ? "Failed" : "WorkerLost",
         firstError: meta.firstError ?? error,
         lastError: error,
         diedAt: meta.publishedAt

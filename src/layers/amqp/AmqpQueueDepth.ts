@@ -21,6 +21,7 @@ const lateness = 5_000
 const pauseMillis = 20
 const ended = "ended"
 const worker = "worker"
+const news = "news"
 const replies = "amq.rabbitmq.reply-to"
 
 /** A record of the stream of delays: when one is due. */
@@ -31,19 +32,36 @@ export const endRecord = (nonces: ReadonlyArray<string>): Buffer => Buffer.from(
 /** A record of the stream of delays: there is a worker, which is asked through this queue. */
 export const workerRecord = (queue: string): Buffer => Buffer.from(`${worker} ${queue}`)
 
+/** A record of the stream of delays: something was written to the stream of deaths. */
+export const newsRecord: Buffer = Buffer.from(news)
+
 /** What the stream of delays tells. */
 interface Told {
   readonly due: Map<string, number>
   readonly workers: Set<string>
+  news: number
+}
+
+/** After how many more of them what is long over is looked for. */
+const sweepSize = 1_000
+
+/** Whoever never asks for the depth again must not remember for ever. */
+const forget = (due: Map<string, number>, now: number): void => {
+  for (const [nonce, at] of due) if (at + lateness <= now) due.delete(nonce)
 }
 
 /** Reads a record of the stream of delays. */
-export const readRecord = ({ due, workers }: Told, content: Buffer, now: number): void => {
+export const readRecord = (told: Told, content: Buffer, now: number): void => {
+  const { due, workers } = told
   const [at, ...nonces] = content.toString().split(" ")
+  if (at === news) told.news++
   for (const nonce of nonces) {
     if (at === worker) workers.add(nonce)
     else if (at === ended) due.delete(nonce)
-    else if (Number(at) + lateness > now) due.set(nonce, Number(at))
+    else if (Number(at) + lateness > now) {
+      due.set(nonce, Number(at))
+      if (due.size % sweepSize === 0) forget(due, now)
+    }
   }
 }
 
@@ -142,10 +160,10 @@ export const measure = (options: {
       const time = now()
       let delayed = 0
       let overdue = 0
-      for (const [nonce, at] of due) {
+      forget(due, time)
+      for (const at of due.values()) {
         if (at > time) delayed++
-        else if (at + lateness > time) overdue++
-        else due.delete(nonce)
+        else overdue++
       }
       return {
         ready: messageCount,

@@ -69,8 +69,11 @@ export interface Answer {
   readonly ended: ReadonlyArray<string>
 }
 
-/** Writes down what becomes of a job, before it is acknowledged. */
-export type Forward = (delivery: Delivery, job: Job, outcome: Outcome) => Effect.Effect<void, Unavailable>
+/**
+ * Writes down what becomes of a job, before it is acknowledged; `false` when it cannot be written, and RabbitMQ itself has to
+ * make a dead letter of it.
+ */
+export type Forward = (delivery: Delivery, job: Job, outcome: Outcome) => Effect.Effect<boolean, Unavailable>
 
 export class AmqpQueueWorker implements Worker {
   private readonly names: Names
@@ -100,11 +103,13 @@ export class AmqpQueueWorker implements Worker {
   /** What goes back unasked: open while that is nothing. */
   private readonly returned = Latch.makeUnsafe(true)
   private returning = 0
-  private ended: Array<readonly [nonce: string, at: number]> = []
+  /** When delays have ended, oldest first. */
+  private readonly ended = new Map<string, number>()
   private wake: (() => void) | undefined
   private waking = false
   private readonly timers: Timers.Timers
   private readonly announce: (queue: string) => Effect.Effect<void, Unavailable>
+  private readonly reply: (queue: string, answer: Buffer, correlationId: string) => void
   private telling: Timers.Timer | undefined
   private readonly unwanted: Timers.Timer
 
@@ -116,6 +121,8 @@ export class AmqpQueueWorker implements Worker {
     readonly forward: Forward
     /** Writes down through which queue it is asked. */
     readonly announce: (queue: string) => Effect.Effect<void, Unavailable>
+    /** Answers a question; not through the session: RabbitMQ may stop to read from connections that publish. */
+    readonly reply: (queue: string, answer: Buffer, correlationId: string) => void
     /** Whether the job of a claim has ended. */
     readonly isOver: (claim: string) => boolean
     /** Tells every worker that a consumer is about to be cancelled, and until when that was last. */
@@ -136,6 +143,7 @@ export class AmqpQueueWorker implements Worker {
     this.runFork = options.runFork
     this.timers = options.timers
     this.announce = options.announce
+    this.reply = options.reply
     this.unwanted = new Timers.Call(() => this.runFork(Effect.ignore(this.pause)))
   }
 
@@ -155,7 +163,7 @@ export class AmqpQueueWorker implements Worker {
       autoDelete: true,
       arguments: { "x-queue-type": "classic" }
     })
-    await session.consume(queue, (question) => this.answer(session, question), { noAck: true })
+    await session.consume(queue, (question) => this.answer(question), { noAck: true })
     this.tell(session, queue)
     if (this.consuming) await this.consume(session)
   }
@@ -170,9 +178,16 @@ export class AmqpQueueWorker implements Worker {
 
   /** Delays that have ended lately. */
   endedDelays(): ReadonlyArray<string> {
+    this.forgetDelays()
+    return [...this.ended.keys()]
+  }
+
+  private forgetDelays(): void {
     const old = this.now() - rememberMillis
-    this.ended = this.ended.filter(([, at]) => at > old)
-    return this.ended.map(([nonce]) => nonce)
+    for (const [nonce, at] of this.ended) {
+      if (at > old) break
+      this.ended.delete(nonce)
+    }
   }
 
   /** Writes down that there is a worker, and through which queue it is asked; now, and before that is forgotten. */
@@ -186,7 +201,7 @@ export class AmqpQueueWorker implements Worker {
     )
   }
 
-  private answer(session: Session, { properties }: ConsumeMessage): void {
+  private answer({ properties }: ConsumeMessage): void {
     const answer: Answer = {
       name: this.name,
       held: this.held.size,
@@ -194,9 +209,8 @@ export class AmqpQueueWorker implements Worker {
       version: this.version,
       ended: this.endedDelays()
     }
-    if (session.over) return
     const { correlationId, replyTo } = properties as { readonly correlationId: string; readonly replyTo: string }
-    session.channel.publish("", replyTo, Buffer.from(JSON.stringify(answer)), { correlationId })
+    this.reply(replyTo, Buffer.from(JSON.stringify(answer)), correlationId)
   }
 
   private async consume(session: Session): Promise<void> {
@@ -233,7 +247,10 @@ export class AmqpQueueWorker implements Worker {
       lastError: meta.lastError,
       token
     }
-    if (meta.nonce !== undefined) this.ended.push([meta.nonce, this.now()])
+    if (meta.nonce !== undefined) {
+      this.forgetDelays()
+      this.ended.set(meta.nonce, this.now())
+    }
     const early = (meta.until ?? 0) - this.now()
     if (returns > 0 && (meta.forgiven ?? 0) < mostForgiven && this.pausedUntil() >= (meta.since ?? meta.publishedAt)) {
       this.forgive(delivery, token)
@@ -429,11 +446,11 @@ export class AmqpQueueWorker implements Worker {
     this.version++
   }
 
-  private ack(delivery: Delivery): boolean {
+  private ack(delivery: Delivery, isForwarded = true): boolean {
     const token = tokenOf(delivery)
     // A batch of which a part failed is settled again.
     if (token.settled) return true
-    if (!token.session.ack(token.message)) return false
+    if (!(isForwarded ? token.session.ack(token.message) : token.session.reject(token.message))) return false
     this.settled(token)
     return true
   }
@@ -444,6 +461,6 @@ export class AmqpQueueWorker implements Worker {
     if (settled) return Effect.succeed(true)
     if (session.over) return Effect.succeed(false)
     // Twice is better than never: what it becomes is there before it goes.
-    return Effect.map(this.forward(delivery, job, outcome), () => this.ack(delivery))
+    return Effect.map(this.forward(delivery, job, outcome), (isForwarded) => this.ack(delivery, isForwarded))
   }
 }

@@ -18,15 +18,21 @@ import { type Live, unavailable } from "./AmqpLink.ts"
 const firstDelay = 50
 const longestDelay = 2_000
 
+/** How many cancelled consumers are remembered: nothing comes for one after the first answer, or the second. */
+const mostCancelled = 16
+
 /** Of amqplib's channels, but not of their type. */
 interface Registering {
   readonly registerConsumer: (tag: string, callback: (message: ConsumeMessage | null) => void) => void
+  readonly unregisterConsumer: (tag: string) => void
 }
 
 /** One channel. */
 export class Session {
   readonly channel: Channel
   over = false
+  /** Consumers that were cancelled, and still have what comes. */
+  private readonly cancelled: Array<string> = []
   private readonly onEnd: (session: Session, error: unknown) => void
   private readonly onDefect: (error: unknown) => void
 
@@ -62,7 +68,9 @@ export class Session {
     return async () => {
       await channel.cancel(consumerTag)
       // A quorum queue may have sent more by then; amqplib would take it for an error.
-      ;(channel as unknown as Registering).registerConsumer(consumerTag, receive)
+      const consumers = channel as unknown as Registering
+      consumers.registerConsumer(consumerTag, receive)
+      if (this.cancelled.push(consumerTag) > mostCancelled) consumers.unregisterConsumer(this.cancelled.shift()!)
       // It is here before the answer to what is asked next.
       await channel.prefetch(1)
     }
@@ -76,6 +84,11 @@ export class Session {
   /** Gives back what this session delivered; tells whether it was still there to do so. */
   requeue(message: ConsumeMessage): boolean {
     return this.send(() => this.channel.nack(message, false, true))
+  }
+
+  /** Gives up what this session delivered, to the queue's dead letters; tells whether it was still there to do so. */
+  reject(message: ConsumeMessage): boolean {
+    return this.send(() => this.channel.nack(message, false, false))
   }
 
   private send(act: () => void): boolean {

@@ -38,12 +38,12 @@ const isTold = (address: string): boolean => /^[^:]*:(topic|sync):/.test(address
 
 const guarded =
   ({ failing, note }: Probe) =>
-  <A>(
+  <A, E>(
     operation: Operation,
-    run: () => Effect.Effect<A, Unavailable>,
+    run: () => Effect.Effect<A, E>,
     noted?: (answer: A) => void,
     unanswered?: () => void
-  ): Effect.Effect<A, Unavailable> => {
+  ): Effect.Effect<A, E | Unavailable> => {
     const when = failing(operation)
     if (when !== undefined) note({ _tag: "Refused", operation, when })
     if (when === "before") return Exit.fail(refusal(operation, when))
