@@ -122,7 +122,9 @@ const launch = Effect.fnUntraced(function* (kind: Kind, directory: string) {
     const code = yield* Effect.orElseSucceed(server.exitCode, () => -1)
     yield* Fiber.await(log)
     if (code === 127) return yield* new Refused({ detail: `there is no ${name} on the PATH: ${kind.advice}` })
-    const reason = last.findLast((line) => kind.problem.test(line) && !line.includes("WARNING"))
+    // One that was killed did not end for what it complained of before.
+    const reason =
+      code === 137 ? undefined : last.findLast((line) => kind.problem.test(line) && !line.includes("WARNING"))
     return yield* new Refused({ detail: `${name} ended: ${reason?.replace(/^.*?# /, "") ?? `exit code ${code}`}` })
   })
 

@@ -207,7 +207,7 @@ export const suite = ({ backend, binaries, named, stored, tasks }: Setup) => {
           const server = started.find(({ command }) => binaries[0]!.test(command))!
           process.kill(server.pid, "SIGKILL")
           assert.strictEqual(await host.exited, 1, host.output)
-          assert.match(host.output, /^cohort: \w+-server ended: exit code 137$/m)
+          assert.match(host.output, /^cohort: \w+-server ended: exit code 137$/m, host.output)
           await allGone(started)
           assert.deepStrictEqual(readdirSync(temporary), [])
         })
