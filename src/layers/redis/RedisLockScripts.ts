@@ -66,9 +66,13 @@ end
 
 -- Tells the first who waits and listens to ask again, as the lock may be free earlier than it knows.
 local function tellNext(isCluster)
-  for _, id in ipairs(redis.call('lrange', KEYS[2], 0, -1)) do
+  local place = 0
+  while true do
+    local id = redis.call('lindex', KEYS[2], place)
+    if not id then return end
     local _, _, channel = waiterOf(id)
     if channel and (redis.call('publish', channel, id) > 0 or isCluster == '1') then return end
+    place = place + 1
   end
 end
 
