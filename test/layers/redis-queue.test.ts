@@ -7,8 +7,10 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import { Cohort, EventQueue, Job } from "../../src/index.ts"
+import * as Scripts from "../../src/layers/redis/RedisEventQueueScripts.ts"
 import { suite } from "../../src/testing/contracts/queue.ts"
 import * as RedisServer from "../servers/RedisServer.ts"
+import * as TcpProxy from "../servers/TcpProxy.ts"
 import { redis } from "./redis.ts"
 
 suite(redis, { propertyRuns: 20 })
@@ -29,6 +31,18 @@ const inside = Effect.gen(function* () {
   )
   return { server, a: yield* instance, b: yield* instance }
 })
+
+/** How often a command was called, by scripts as well. */
+const callsOf = (server: RedisServer.RedisServer, command: string) =>
+  Effect.map(server.command("info", "commandstats"), (text) =>
+    Number(new RegExp(`^cmdstat_${command}:calls=(\\d+)`, "m").exec(String(text))?.[1] ?? 0)
+  )
+
+const isIdle = (server: RedisServer.RedisServer) =>
+  Effect.repeat(server.command("zcard", "cohort:{app:queue:task}:idle"), {
+    until: (workers) => workers === 1,
+    schedule: Schedule.spaced("10 millis")
+  })
 
 const info = (server: RedisServer.RedisServer, section: string, field: string) =>
   Effect.map(server.command("info", section), (text) =>
@@ -164,10 +178,7 @@ describe("EventQueue on Redis, seen from inside", () => {
           ),
           Scope.provide(scope)
         )
-        yield* Effect.repeat(server.command("zcard", "cohort:{app:queue:task}:idle"), {
-          until: (workers) => workers === 1,
-          schedule: Schedule.spaced("10 millis")
-        })
+        yield* isIdle(server)
         // Answered once it was given away: the worker has yet to hear of it.
         yield* a(EventQueue.publish(Task, { n: round }))
         yield* Scope.close(scope, Exit.void)
@@ -183,6 +194,45 @@ describe("EventQueue on Redis, seen from inside", () => {
       assert.strictEqual((yield* a(EventQueue.depth(Task))).dead, 0)
       assert.isAbove(attempts.length, 0)
       assert.isTrue(attempts.every((attempt) => attempt === 1))
+    })
+  )
+
+  it.live("a take that arrives after it was undone takes nothing, and nothing is given in its name", () =>
+    Effect.gen(function* () {
+      const { a, server } = yield* inside
+      const proxy = yield* TcpProxy.make({ host: "127.0.0.1", port: server.port })
+      const cutOff = yield* Layer.build(
+        Cohort.layerRedis({ url: `redis://127.0.0.1:${proxy.port}`, timeout: "1 second" })
+      )
+      let open = false
+      const attempts: Array<number> = []
+      const process = (_: unknown, { attempt }: EventQueue.JobInfo) => Effect.sync(() => attempts.push(attempt))
+      yield* Effect.provide(
+        EventQueue.subscribe(Task, { idle: Effect.sync(() => open), idleInterval: "10 millis", process }),
+        cutOff
+      )
+      // The network keeps the first take, until its connection has been given up and it was undone.
+      const subscribed = yield* callsOf(server, "subscribe")
+      yield* proxy.blackhole
+      open = true
+      yield* Effect.sleep("100 millis")
+      yield* proxy.heal
+      yield* Effect.repeat(callsOf(server, "subscribe"), {
+        until: (calls) => calls > subscribed,
+        schedule: Schedule.spaced("10 millis")
+      })
+      yield* isIdle(server)
+      const [idle] = (yield* server.command("zrange", "cohort:{app:queue:task}:idle", "0", "0")) as [string]
+      const [last, , , channel] = idle.split(" ") as [string, string, string, string]
+      const first = last.replace(/\.\w+!$/, ".0")
+      assert.notStrictEqual(`${first}!`, last)
+      const keys = Scripts.keys("cohort:{app:queue:task}")
+      yield* server.command("eval", Scripts.take.lua, `${keys.length}`, ...keys, "1", "30000", first, "1", channel)
+      for (let n = 0; n < 3; n++) {
+        yield* a(EventQueue.publish(Task, { n }))
+        yield* until("it has ended", () => attempts.length === n + 1)
+      }
+      assert.deepStrictEqual(attempts, [1, 1, 1])
     })
   )
 

@@ -16,6 +16,7 @@
  * - `letters`, a hash: id to the JSON `[record, attempts, reason, first error, last error, diedAt]`.
  * - `idle`, a sorted set: workers that have found less than they asked for, longest first, each with the name
  *   of the take that found it: `<take>! <how many more> <lease> <channel>`.
+ * - `undone`, a sorted set: takes that were undone, by when (Unix ms). One that arrives later takes nothing.
  *
  * What is published while workers are idle is given to them at once, as if their takes had found it, in a message
  * to their channels. Whatever else comes wakes them, with an empty message, to take again.
@@ -24,7 +25,7 @@ import * as RedisScript from "./RedisScript.ts"
 
 /** The keys of a queue, in the order in which every script expects them. */
 export const keys = (base: string): ReadonlyArray<string> =>
-  ["jobs", "ready", "delayed", "held", "claims", "errors", "ended", "dead", "letters", "idle"].map(
+  ["jobs", "ready", "delayed", "held", "claims", "errors", "ended", "dead", "letters", "idle", "undone"].map(
     (name) => `${base}:${name}`
   )
 
@@ -34,11 +35,14 @@ export const lettersKey = 8
 /** How long a worker counts as idle; it takes again before that. */
 const idleMillis = 60_000
 
+/** How long after a take was undone what the network kept of it may arrive. */
+const lateMillis = 10 * 60_000
+
 /** How many jobs come back from lost workers, or from their delay, in one take. */
 const mostDue = 500
 
 const prelude = `
-local jobs, ready, delayed, held, claims, errors, ended, dead, letters, idle = unpack(KEYS)
+local jobs, ready, delayed, held, claims, errors, ended, dead, letters, idle, undone = unpack(KEYS)
 local call = redis.call
 local time = call('time')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -56,7 +60,13 @@ const undo = `
 local function undo(from)
   if #ARGV < from then return end
   local names = {}
-  for i = from, #ARGV do names[ARGV[i]] = true end
+  -- First, for a Redis that is full: see update.
+  call('zremrangebyscore', undone, '-inf', int(now - ${lateMillis}))
+  for i = from, #ARGV do
+    names[ARGV[i]] = true
+    if string.sub(ARGV[i], -1) ~= '!' then call('zadd', undone, int(now), ARGV[i]) end
+  end
+  call('pexpire', undone, ${lateMillis})
   for _, worker in ipairs(call('zrange', idle, 0, -1)) do
     local take = string.match(worker, '^[^ ]+')
     if names[take] then
@@ -149,6 +159,7 @@ return table.concat(results)`)
  */
 export const take = RedisScript.make(`${prelude}
 ${undo}
+if call('zscore', undone, ARGV[3]) then return {-1} end
 undo(6)
 local lost = call('zrangebyscore', held, '-inf', int(now), 'limit', 0, ${mostDue})
 if #lost > 0 then
