@@ -221,6 +221,34 @@ describe.concurrent("a queue on Redis", () => {
       assert.lengthOf(yield* seen("first", "started"), 1)
     }))
 
+  test("gives nothing to an idle worker that has gone silent long ago", (server, {
+    client,
+    seen,
+    startWorker,
+    until
+  }) =>
+    Effect.gen(function* () {
+      const queue = yield* client
+      const proxy = yield* proxied(server)
+      yield* startWorker(proxy.url, 60_000)
+      const idle = "cohort:{fault:queue:job}:idle"
+      const workers = Effect.map(server.command("zrange", idle, "0", "-1"), (workers) => workers as Array<string>)
+      yield* until(
+        "it is idle",
+        Effect.map(workers, ({ length }) => length === 1)
+      )
+      yield* proxy.blackhole
+      // As if that had been half a minute ago.
+      const [silent] = yield* workers
+      yield* server.command("zadd", idle, String((Date.now() - 30_000) * 1_000), silent!)
+      yield* startWorker()
+      for (const id of ["a", "b"]) {
+        yield* queue.publish(id, "return", 0)
+        assert.strictEqual((yield* seen(id, "ended"))[0]!.attempt, 1)
+      }
+      yield* queue.done()
+    }))
+
   test("goes on when its scripts are flushed, running every job once", (server, { client, events, startWorker }) =>
     Effect.gen(function* () {
       const queue = yield* client

@@ -197,6 +197,61 @@ describe("EventQueue on Redis, seen from inside", () => {
     })
   )
 
+  it.live(
+    "delayed jobs wake idle workers only when they are the first, and no wake looks through what others have",
+    () =>
+      Effect.gen(function* () {
+        const { a, b, server } = yield* inside
+        let started = 0
+        yield* Effect.forEach(Array.from({ length: 300 }).keys(), (n) => b(EventQueue.publish(Task, { n })), {
+          concurrency: "unbounded"
+        })
+        yield* a(
+          EventQueue.subscribe(Task, {
+            concurrency: 301,
+            process: () =>
+              Effect.andThen(
+                Effect.sync(() => started++),
+                Effect.sleep("30 seconds")
+              ),
+            shutdownTimeout: 0
+          })
+        )
+        yield* until("all have started", () => started === 300)
+        yield* isIdle(server)
+        const publish = (delay: number) => b(EventQueue.publish(Task, { n: delay }, { delay }))
+        yield* server.command("config", "resetstat")
+        yield* publish(600_000)
+        yield* isIdle(server)
+        assert.strictEqual(yield* callsOf(server, "publish"), 1)
+        for (let n = 1; n <= 10; n++) yield* publish(600_000 + n * 1_000)
+        assert.strictEqual(yield* callsOf(server, "publish"), 1)
+        assert.isBelow(yield* callsOf(server, "hget"), 10)
+        // One that comes before them is heard of.
+        yield* publish(200)
+        yield* until("it has started", () => started === 301)
+      })
+  )
+
+  it.live("many large jobs at once do not cost an idle worker its subscriptions", () =>
+    Effect.gen(function* () {
+      const { a, b, server } = yield* inside
+      const Large = Job.make("task", Schema.String)
+      let ended = 0
+      yield* a(EventQueue.subscribe(Large, { concurrency: 8, process: () => Effect.sync(() => ended++) }))
+      yield* isIdle(server)
+      const subscribed = yield* callsOf(server, "subscribe")
+      // Together more than Redis keeps for a subscriber, which is 32 MB.
+      const text = "x".repeat(5_000_000)
+      yield* Effect.forEach(Array.from({ length: 8 }), () => b(EventQueue.publish(Large, text)), {
+        concurrency: "unbounded"
+      })
+      yield* until("all have ended", () => ended === 8)
+      yield* Effect.sleep("200 millis")
+      assert.strictEqual(yield* callsOf(server, "subscribe"), subscribed)
+    })
+  )
+
   it.live("a take that arrives after it was undone takes nothing, and nothing is given in its name", () =>
     Effect.gen(function* () {
       const { a, server } = yield* inside

@@ -19,7 +19,8 @@
  * - `undone`, a sorted set: takes that were undone, by when (Unix ms). One that arrives later takes nothing.
  *
  * What is published while workers are idle is given to them at once, as if their takes had found it, in a message
- * to their channels. Whatever else comes wakes them, with an empty message, to take again.
+ * to their channels: the JSON `[<take>!, id, record, id, record, ...]`. Whatever else comes wakes them, with a message
+ * that gives nothing, to take again.
  */
 import * as RedisScript from "./RedisScript.ts"
 
@@ -35,8 +36,23 @@ export const lettersKey = 8
 /** How long a worker counts as idle; it takes again before that. */
 const idleMillis = 60_000
 
+/**
+ * How long a worker is given jobs after it became idle: it takes again every few seconds, unless it was lost without a
+ * word.
+ */
+const givenMillis = 10_000
+
+/**
+ * How much is given in one message, in bytes. Redis ends the connection of a subscriber that has too much before it,
+ * and with it whatever else its process hears.
+ */
+const mostGiven = 100_000
+
 /** How long after a take was undone what the network kept of it may arrive. */
 const lateMillis = 10 * 60_000
+
+/** How many ids that deduplicate no more are forgotten by one publish. */
+const mostForgotten = 500
 
 /** How many jobs come back from lost workers, or from their delay, in one take. */
 const mostDue = 500
@@ -47,10 +63,11 @@ local call = redis.call
 local time = call('time')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function int(n) return string.format('%.0f', n) end
+local function tell(worker)
+  call('publish', string.match(worker, '[^ ]+$'), '["' .. string.match(worker, '^[^ ]+') .. '"]')
+end
 local function wake()
-  for _, worker in ipairs(call('zrange', idle, 0, -1)) do
-    call('publish', string.match(worker, '[^ ]+$'), '')
-  end
+  for _, worker in ipairs(call('zrange', idle, 0, -1)) do tell(worker) end
   call('del', idle)
 end
 `
@@ -94,8 +111,8 @@ end
  * ARGV: whether this is a Redis Cluster (`1`), then id, delay (ms) and record without its `publishedAt` of each job.
  * Returns a `1` for each that was taken in, a `0` for each whose id is known.
  *
- * The message to an idle worker is the JSON `[take, id, record, id, record, ...]`. One that nobody receives was for a
- * worker that is lost; a Redis Cluster cannot tell, so there workers are only woken.
+ * A message that nobody receives was for a worker that is lost; a Redis Cluster cannot tell, so there workers are only
+ * woken.
  */
 export const publish = RedisScript.make(`${prelude}
 local published = int(now) .. ' '
@@ -116,26 +133,33 @@ for i = 2, #ARGV, 3 do
       records[#records + 1] = record
     else
       call('zadd', delayed, int(now + ARGV[i + 1]), id)
-      later = true
+      -- Who is idle knows of the first, and asks again when it is due.
+      later = later or call('zrank', delayed, id) == 0
     end
   end
 end
 local given = 0
-while ARGV[1] == '0' and given < #fresh do
-  local worker = call('zpopmin', idle)[1]
+while ARGV[1] == '0' and given < #fresh and #records[given + 1] <= ${mostGiven} do
+  local worker, since = unpack(call('zpopmin', idle))
   if not worker then break end
-  local take, wanted, lease, channel = string.match(worker, '^([^ ]+) (%d+) (%d+) (.*)$')
-  local message, claimed, leases, ends = {take}, {}, {}, int(now + lease)
-  for i = given + 1, math.min(given + wanted, #fresh) do
-    local n = #message
-    message[n + 1], message[n + 2] = fresh[i], records[i]
-    claimed[n], claimed[n + 1] = fresh[i], '1 ' .. take .. '+'
-    leases[n], leases[n + 1] = ends, fresh[i]
-  end
-  if call('publish', channel, cjson.encode(message)) > 0 then
-    call('hset', claims, unpack(claimed))
-    call('zadd', held, unpack(leases))
-    given = given + #claimed / 2
+  if tonumber(since) < (now - ${givenMillis}) * 1000 then
+    tell(worker)
+  else
+    local take, wanted, lease, channel = string.match(worker, '^([^ ]+) (%d+) (%d+) (.*)$')
+    local message, claimed, leases, ends, size = {take}, {}, {}, int(now + lease), 0
+    for i = given + 1, math.min(given + wanted, #fresh) do
+      size = size + #records[i]
+      if size > ${mostGiven} then break end
+      local n = #message
+      message[n + 1], message[n + 2] = fresh[i], records[i]
+      claimed[n], claimed[n + 1] = fresh[i], '1 ' .. take .. '+'
+      leases[n], leases[n + 1] = ends, fresh[i]
+    end
+    if call('publish', channel, cjson.encode(message)) > 0 then
+      call('hset', claims, unpack(claimed))
+      call('zadd', held, unpack(leases))
+      given = given + #claimed / 2
+    end
   end
 end
 if given < #fresh then
@@ -144,7 +168,10 @@ if given < #fresh then
 end
 if later then wake() end
 -- Not before: a script whose first write gives memory back may write all it wants to a Redis that is full.
-if remembers then call('zremrangebyscore', ended, '-inf', int(now)) end
+if remembers then
+  local over = call('zrangebyscore', ended, '-inf', int(now), 'limit', 0, ${mostForgotten})
+  if #over > 0 then call('zrem', ended, unpack(over)) end
+end
 return table.concat(results)`)
 
 /**
@@ -305,10 +332,11 @@ end
 
 local offered = false
 local function offer(id, delay, first)
-  offered = true
   if delay ~= '0' then
     call('zadd', delayed, int(now + delay), id)
+    offered = offered or call('zrank', delayed, id) == 0
   else
+    offered = true
     call(first and 'lpush' or 'rpush', ready, id)
   end
 end

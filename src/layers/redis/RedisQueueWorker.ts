@@ -138,12 +138,13 @@ export class RedisQueueWorker implements Worker {
   // --- being told ---
 
   readonly onMessage = (message: string): void => {
+    // Instances of earlier releases do not say whom they wake.
     if (message === "") {
       this.wake()
       return
     }
     const [take, ...jobs] = JSON.parse(message) as [string, ...Array<string>]
-    // Else it was undone, or will be.
+    // Else it was undone, or will be. What only wakes tells that nothing was given, and is to be undone.
     if (take !== this.idle) return
     this.idle = undefined
     for (let i = 0; i < jobs.length; i += 2) this.started.push(read(jobs[i]!, jobs[i + 1]!, "", take))
