@@ -12,7 +12,7 @@
  *   and keep it for its ttl.
  * - **Leases** end in Redis a few milliseconds later than for their holder, so that its
  *   work is stopped before the next one comes. They end by the clock of Redis: one that
- *   is set forward ends them early.
+ *   is set forward ends them early, one that is set back ends that of a dead holder late.
  * - **Fences** are the clock of Redis in microseconds, or one more than the last:
  *   they increase across restarts and across a flushed store, as long as the clock
  *   is not set back while the key was unused for an hour.
