@@ -16,6 +16,9 @@ import { settled } from "../../src/services/internal/settled.ts"
 import { Payload } from "../../src/services/Payload.ts"
 import { Unavailable } from "../../src/services/Reason.ts"
 
+/** An offset that has no record. */
+const nothing = Buffer.alloc(0)
+
 /** A stream in memory. Records are delivered in later microtasks, one after the other. */
 class MemoryStream {
   /** What is left of it. */
@@ -118,8 +121,10 @@ class Link implements LogStream {
     queueMicrotask(() => {
       this.waking = false
       const { session, stream } = this
-      if (session === undefined || this.stalled || session.cursor >= stream.next) return
+      if (session === undefined || this.stalled) return
       session.cursor = Math.max(session.cursor, stream.first)
+      while (stream.records[session.cursor - stream.first] === nothing) session.cursor++
+      if (session.cursor >= stream.next) return
       const offset = session.cursor++
       session.onRecord(offset, stream.records[offset - stream.first]!)
       this.wake()
@@ -440,6 +445,43 @@ describe("the replicated log", () => {
       })
     )
   }
+
+  it.effect("a tail that retention overtakes is read from what is left, and not with a hole", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const a = yield* recording(stream.link())
+      const b = yield* recording(stream.link())
+      yield* now(b.say("before"))
+      b.link.stalled = true
+      for (const text of ["1", "2", "3", "4"]) yield* now(a.say(text))
+      stream.truncate(2)
+      b.link.stalled = false
+      b.link.wake()
+      yield* pass(0.5)
+      yield* now(b.say("5"))
+      assert.deepStrictEqual(b.fold.seen, ["3", "4", "5"])
+      assert.lengthOf(b.fold.begun, 2)
+    })
+  )
+
+  it.effect("offsets that have no record are no hole", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const a = yield* recording(stream.link())
+      for (const [i, offsets] of [0, 1, 3, 1, 5].entries()) {
+        for (let j = 0; j < offsets; j++) stream.append(nothing)
+        const saying = yield* start(a.say(`${i}`))
+        yield* pass(0.5)
+        yield* Fiber.join(saying)
+      }
+      assert.deepStrictEqual(a.fold.begun, [0])
+      assert.strictEqual(a.link.opened, 3)
+      const b = yield* recording(stream.link())
+      yield* pass(0.5)
+      assert.deepStrictEqual(b.fold.seen, ["0", "1", "2", "3", "4"])
+      assert.deepStrictEqual(b.fold.begun, [0])
+    })
+  )
 
   it.effect("fences grow over a stream that is made anew with nobody left who knew it", () =>
     Effect.gen(function* () {
@@ -819,6 +861,28 @@ describe("a lock on the log", () => {
       const snapshots = stream.records.map(String).filter((text) => text.includes('"snapshot"'))
       assert.include(snapshots[0], "k99")
       assert.notInclude(snapshots.at(-1), "k")
+    })
+  )
+
+  it.effect("that was granted where retention has overtaken an instance is not granted to it as well", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const link = stream.link()
+      const a = yield* lockOn(stream.link())
+      const b = yield* lockOn(link)
+      yield* now(b.release((yield* now(b.tryAcquire("s", "k", ttl)))!))
+      link.stalled = true
+      const held = yield* now(a.acquire("s", "k", ttl))
+      for (let i = 0; i < 3; i++) yield* now(a.release((yield* now(a.tryAcquire("s", "other", ttl)))!))
+      stream.truncate()
+      yield* pass(1)
+      link.stalled = false
+      link.wake()
+      yield* settle
+      const asking = yield* start(b.tryAcquire("s", "k", ttl))
+      yield* pass(1.5)
+      assert.isUndefined(yield* Fiber.join(asking))
+      assert.isTrue(yield* now(a.renew(held, ttl)))
     })
   )
 

@@ -14,7 +14,8 @@
  * - **The same log, or from the start.** A session goes on from the last record
  *   that was read, and reads that one again. If it is not the same, byte for
  *   byte, or does not come (the stream was made anew, lost its end, or has forgotten that far),
- *   everything is forgotten and read again from the first record.
+ *   everything is forgotten and read again from the first record. So a session ends that misses records: if the last
+ *   one that it read is gone, retention has overtaken it, which RabbitMQ does not tell; if not, there is nothing between.
  * - **Epoch.** A fence is an epoch plus an offset. Every mark lifts the epoch to that of its author, and
  *   to the author's clock in microseconds less the offset: so fences grow over every
  *   stream there was, as long as clocks are right and an instance appends less than
@@ -104,6 +105,9 @@ export interface Options {
   readonly eager?: boolean | undefined
 }
 
+/** So many offsets has RabbitMQ for itself where a segment begins. One that was forgotten has at least one more. */
+const reserved = 1
+
 /** Whoever waits for the log must have a fair chance to see it come back. */
 const reopen = (timeout: number) =>
   Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced(timeout / 10)]).pipe(Schedule.jittered)
@@ -144,6 +148,8 @@ export const make = (
     let stalled = false
     let heardAt = 0
     let beginnings = 0
+    /** Where offsets were missing last. */
+    let hole: { readonly after: number; readonly next: number } | undefined
     /** Whether this session has still to read the last record of the one before. */
     let isUnchecked = false
     /** The mark that this session began with. */
@@ -292,6 +298,11 @@ export const make = (
               if (same) return
               last = undefined
               return endThis("another log")
+            }
+            if (last !== undefined && offset > last.offset + 1 + reserved) {
+              const isKnown = hole?.after === last.offset && hole.next === offset
+              hole = { after: last.offset, next: offset }
+              if (!isKnown) return endThis("records are missing")
             }
             if (last === undefined) {
               beginnings++
