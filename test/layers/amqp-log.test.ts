@@ -1,5 +1,6 @@
 /** The replicated log and its stores, on a stream in memory: cut off, stalled, truncated, made anew. */
 import { assert, describe, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -69,6 +70,8 @@ class Link implements LogStream {
   /** So many of the next records are refused. */
   refusing = 0
   opened = 0
+  /** How long it takes to open, in milliseconds. */
+  slowness = 0
   private refuses = false
   private readonly stream: MemoryStream
   private session:
@@ -85,6 +88,7 @@ class Link implements LogStream {
     Effect.gen({ self: this }, function* () {
       if (this.refuses) return yield* new Unavailable({ backend: "rabbitmq", detail: "refused" })
       this.opened++
+      yield* Effect.sleep(this.slowness)
       const { first } = this.stream
       const session = { author, cursor: from === "first" ? first : Math.max(from, first), onRecord }
       this.session = session
@@ -165,6 +169,15 @@ const pass = (seconds: number) =>
       yield* TestClock.adjust("100 millis")
       yield* settle
     }
+  })
+
+/** What is made here has a wall clock that is so many milliseconds ahead. */
+const skewed = <A, E, R>(effect: Effect.Effect<A, E, R>, millis: number) =>
+  Clock.clockWith((clock) => {
+    const other: Clock.Clock = Object.assign(Object.create(clock), {
+      currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe() + millis
+    })
+    return Effect.provideService(effect, Clock.Clock, other)
   })
 
 const start = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.forkChild(effect, { startImmediately: true })
@@ -505,6 +518,44 @@ describe("the replicated log", () => {
       yield* now(c.say("z"))
       assert.strictEqual(c.fold.fences.at(-1), b.fold.fences.at(-1))
       assert.isAbove(c.fold.fences.at(-1)!, 3_600_000_000)
+    })
+  )
+
+  it.effect("fences grow on one stream whatever the clocks say, and however much it has forgotten", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const a = yield* skewed(recording(stream.link()), 300_000)
+      for (let i = 0; i < 100; i++) {
+        yield* now(a.say("busy"))
+        yield* pass(0.1)
+      }
+      stream.truncate(30)
+      const b = yield* recording(stream.link())
+      yield* now(b.say("b"))
+      yield* now(a.say("a"))
+      for (const { fold } of [a, b]) {
+        const [first, second, third] = fold.fences.slice(-3) as [number, number, number]
+        assert.isTrue(first < second && second < third, `${first} ${second} ${third}`)
+      }
+      assert.strictEqual(a.fold.fences.at(-1), b.fold.fences.at(-1))
+    })
+  )
+
+  it.effect("a broker that is slow to open a session does not have everything read again", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const { fold, link, say } = yield* recording(stream.link())
+      yield* now(say("1"))
+      link.slowness = 3_000
+      link.cut()
+      link.heal()
+      link.stalled = true
+      yield* pass(4.5)
+      link.stalled = false
+      link.wake()
+      yield* pass(1)
+      yield* now(say("2"))
+      assert.deepStrictEqual(fold.begun, [0])
     })
   )
 

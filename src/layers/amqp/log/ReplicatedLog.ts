@@ -8,8 +8,7 @@
  *   so is all that was appended before. What is asked for until then waits, and fails with
  *   `Unavailable` when the `timeout` has passed.
  * - **Fresh means lately proved.** Every own record proves, when it is read, that
- *   the memory is not older than the moment it was sent; there is one each `beat` at
- *   least. When the last proof is older than `staleness` nothing is answered from
+ *   the memory is not older than the moment it was sent; there is a mark each `beat`. When the last proof is older than `staleness` nothing is answered from
  *   memory: the tail has stalled, and the session is opened again.
  * - **The same log, or from the start.** A session goes on from the last record
  *   that was read, and reads that one again. If it is not the same, byte for
@@ -54,7 +53,7 @@ export class ReplicatedLog extends Context.Service<
     readonly author: string
     readonly timers: Timers.Timers
     readonly timeout: number
-    /** How often each instance is heard of, at least, in milliseconds. */
+    /** How often each instance makes a mark, in milliseconds. */
     readonly beat: number
     /** How much the log retains. */
     readonly retention: AmqpLogStream.Retention
@@ -92,7 +91,7 @@ export interface Options {
   readonly timeout?: number | undefined
   /** How old memory may be that is answered from. Default 4 seconds. */
   readonly staleness?: number | undefined
-  /** How often an instance that has nothing to say makes a mark. Default 1 second. */
+  /** How often an instance makes a mark. Default 1 second. */
   readonly beat?: number | undefined
   /**
    * What the stream retains, in bytes, and with it what an instance that starts has to read: some ten thousand
@@ -324,7 +323,7 @@ export const make = (
           })
         )
         session = opened
-        openedAt = now()
+        openedAt = heardAt = now()
         lastError = undefined
         end = endThis
         begun = publish({ make: mark, resume: undefined, timer: undefined, sent: 0 })
@@ -348,7 +347,8 @@ export const make = (
           }
           if (time - heardAt > staleness) return end("nothing was heard")
           if (!live) return
-          if (time - provenAt > beat / 2) publish({ make: mark, resume: undefined, timer: undefined, sent: 0 })
+          // Also when there was much to say: marks carry the epoch, and the log forgets them.
+          publish({ make: mark, resume: undefined, timer: undefined, sent: 0 })
           for (const fold of folds) fold.beat?.(time)
         })
       )
