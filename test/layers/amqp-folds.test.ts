@@ -205,7 +205,7 @@ describe("the fold of the caches", () => {
   }
 
   const ids = ["s", "t"].flatMap((space) => ["a", "b", "c"].map((key) => [space, key] as const))
-  const at = (now: number) => ({ now, wall: now, read: 0 })
+  const at = (now: number) => ({ now, wall: now, read: 0, since: Number.NEGATIVE_INFINITY })
 
   it.effect.prop(
     "equals a model: values, ttls, keys, and what del and fill answer",
@@ -257,23 +257,26 @@ describe("the fold of the caches", () => {
     { arbitrary: { runs: 5_000, size: 60 } }
   )
 
-  it("ends an entry as the author's clock says, or its ttl after it came, whichever is earlier", () => {
+  it("ends an entry as the author's clock says, between its ttl after it was surely not written and after it came", () => {
     const fold = new CacheFold(1e6)
     fold.begin(0)
-    const set = (offset: number, wall: number) =>
+    const set = (offset: number, wall: number, since: number) =>
       fold.apply(
         offset,
         { kind: "set", space: "s", at: 1_000, ttl: 100, entries: [{ key: "k", payload: Payload.fromTree(1) }] },
-        { now: 0, wall, read: 0 }
+        { now: 0, wall, read: 0, since }
       )
     const ends = [
-      [1_000, 100],
-      [1_040, 60], // late, or ahead of the author
-      [900, 100], // behind the author
-      [1_100, undefined]
+      [1_000, -1_000, 100],
+      [1_040, -1_000, 60], // late, or ahead of the author
+      [900, -1_000, 100], // behind the author
+      [1_100, -1_000, undefined],
+      [1_040, -20, 80], // ahead of the author
+      [5_000, -20, 80],
+      [900, -20, 100]
     ] as const
-    for (const [i, [wall, left]] of ends.entries()) {
-      set(i, wall)
+    for (const [i, [wall, since, left]] of ends.entries()) {
+      set(i, wall, since)
       assert.strictEqual(fold.ttl("s", "k", 0), left)
     }
   })
@@ -285,7 +288,7 @@ describe("the fold of the caches", () => {
       fold.apply(
         offset,
         { kind: "set", space: "s", at: offset, ttl, entries: [{ key, payload: Payload.fromTree(offset) }] },
-        { now: offset, wall: offset, read: offset }
+        { now: offset, wall: offset, read: offset, since: offset }
       )
     for (const [offset, key] of ["a", "b", "c", "d"].entries()) set(10 * offset, key, key === "c" ? 100 : undefined)
     set(40, "a")

@@ -647,6 +647,28 @@ describe("a cache on the log", () => {
     )
   }
 
+  it.effect("an entry lives its ttl on every instance, whatever their wall clocks say", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const stores = [
+        yield* skewed(cacheOn(stream.link()), -300_000),
+        yield* cacheOn(stream.link()),
+        yield* skewed(cacheOn(stream.link()), 300_000)
+      ]
+      yield* pass(5)
+      for (const [i, store] of stores.entries()) {
+        yield* now(store.set("s", [{ key: `${i}`, payload: payload(i) }], 60_000))
+      }
+      const counts = Effect.forEach(stores, (store) =>
+        Effect.map(now(store.keys("s")), (keys: ReadonlyArray<string>) => keys.length)
+      )
+      yield* pass(58)
+      assert.deepStrictEqual(yield* counts, [3, 3, 3])
+      yield* pass(2)
+      assert.deepStrictEqual(yield* counts, [0, 0, 0])
+    })
+  )
+
   it.effect("what the log is about to forget is written again, so that who starts has it, unless it was removed", () =>
     Effect.gen(function* () {
       const stream = new MemoryStream()

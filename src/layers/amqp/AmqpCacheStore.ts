@@ -101,14 +101,14 @@ export const make = (options: Options = {}): Effect.Effect<CacheStore["Service"]
         fold.begin(first)
       },
       beat,
-      apply: ({ offset, record, now, size, wall }) => {
+      apply: ({ offset, record, now, since, size, wall }) => {
         bytes += size
         switch (record.kind) {
           case "set":
           case "del":
           case "reset":
           case "fill":
-            return fold.apply(offset, record, { now, wall, read: bytes })
+            return fold.apply(offset, record, { now, since, wall, read: bytes })
           default:
             return undefined
         }

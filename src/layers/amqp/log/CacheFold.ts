@@ -11,9 +11,9 @@
  * is refused, and what was there is dropped: so an instance that has forgotten a `del`, or never
  * saw it, may miss an entry that others have, but none keeps a value that is out of date.
  *
- * Entries end at the earlier of two moments: as their author's wall clock says, and
- * their ttl after they arrived here. A clock that is ahead shortens what it
- * writes for others, and is shortened for what it reads.
+ * Entries end their ttl after they were written, as the author's wall clock tells, but not earlier than their ttl after
+ * what was surely before that, and not later than their ttl after they arrived here. So clocks that differ matter only for
+ * what was written while an instance was away.
  *
  * **The log forgets its beginning.** What an entry's record is about to fall out of the log with is told by
  * `aging`; written again, as a fill that was reserved now, it changes nothing where it is known already.
@@ -31,6 +31,8 @@ export interface Moment {
   readonly wall: number
   /** How much of the log has been read, in bytes. */
   readonly read: number
+  /** Monotonic: what is read now was not written before. */
+  readonly since: number
 }
 
 /** An entry, to be written again. */
@@ -273,5 +275,7 @@ const emptySpace = (floor: number, emptied = -1): Space => ({
 
 const mayFill = (space: Space, key: string, since: number): boolean => (space.writes.get(key) ?? space.floor) <= since
 
-const endOf = (record: { readonly at: number; readonly ttl: number | undefined }, { now, wall }: Moment): number =>
-  record.ttl === undefined ? Number.POSITIVE_INFINITY : now + Math.min(record.at + record.ttl - wall, record.ttl)
+const endOf = (
+  { at, ttl }: { readonly at: number; readonly ttl: number | undefined },
+  { now, since, wall }: Moment
+): number => (ttl === undefined ? Number.POSITIVE_INFINITY : ttl + Math.min(Math.max(now + at - wall, since), now))

@@ -10,6 +10,8 @@ export interface Entry {
   readonly record: LogRecord
   /** Monotonic milliseconds at which it was read. */
   readonly now: number
+  /** Monotonic milliseconds: it was not appended earlier. */
+  readonly since: number
   /** Unix time in milliseconds at which it was read. */
   readonly wall: number
   /** What RabbitMQ keeps of it, in bytes, roughly. */

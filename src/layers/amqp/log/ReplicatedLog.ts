@@ -231,19 +231,20 @@ export const make = (
       const { record } = envelope
       const time = now()
       if (record.kind === "mark") epoch = Math.max(epoch, record.epoch, record.at * 1_000 - offset)
+      const own = envelope.author === author ? sent.get(envelope.seq) : undefined
+      if (own !== undefined) {
+        provenAt = Math.max(provenAt, own.sent)
+        stalled = false
+      }
       const entry: Entry = {
         offset,
         fence: epoch + offset,
         author: envelope.author,
         record,
         now: time,
+        since: provenAt,
         wall: clock.currentTimeMillisUnsafe(),
         size: body.length + AmqpLogStream.recordOverhead
-      }
-      const own = envelope.author === author ? sent.get(envelope.seq) : undefined
-      if (own !== undefined) {
-        provenAt = Math.max(provenAt, own.sent)
-        stalled = false
       }
       let answer: unknown
       for (const fold of folds) answer = fold.apply(entry) ?? answer
@@ -305,6 +306,7 @@ export const make = (
             }
             if (last === undefined) {
               beginnings++
+              provenAt = Number.NEGATIVE_INFINITY
               for (const fold of folds) fold.begin(offset)
             }
             last = { offset, body }
