@@ -27,7 +27,8 @@ describe("records of the log", () => {
         const payload = entries[0]?.payload ?? Payload.fromTree(null)
         const records: ReadonlyArray<LogRecord> = [
           { kind: "set", space: a, at: n, ttl: lives, entries },
-          { kind: "fill", space: a, at: n, ttl: lives, key: b, since: n, payload },
+          { kind: "fill", space: a, at: n, ttl: lives, key: b, since: n, payload, again: false },
+          { kind: "fill", space: a, at: n, ttl: lives, key: b, since: n, payload, again: true },
           { kind: "del", space: a, keys: texts },
           { kind: "reset", space: a },
           { kind: "request", key: a, id: b, ttl: n, wait: ttl === null, over: lives },

@@ -7,6 +7,7 @@ import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import { TestClock } from "effect/testing"
 import * as AmqpCacheStore from "../../src/layers/amqp/AmqpCacheStore.ts"
+import * as AmqpClaims from "../../src/layers/amqp/AmqpClaims.ts"
 import * as AmqpLockStore from "../../src/layers/amqp/AmqpLockStore.ts"
 import type { Entry } from "../../src/layers/amqp/log/Fold.ts"
 import { decode, encode } from "../../src/layers/amqp/log/LogRecord.ts"
@@ -52,6 +53,14 @@ class MemoryStream {
   truncate(left = 0): void {
     this.first = this.next - left
     this.records = left === 0 ? [] : this.records.slice(-left)
+  }
+
+  /** Forgets what so many bytes do not hold. */
+  retain(most: number): void {
+    let left = 0
+    for (let bytes = 0; left < this.records.length && bytes < most; left++)
+      bytes += this.records.at(-1 - left)!.length + 200
+    if (left < this.records.length) this.truncate(left)
   }
 
   /** Makes it anew, empty, or as it was before its last records; everybody is cut off. */
@@ -678,18 +687,11 @@ describe("a cache on the log", () => {
       yield* now(a.set("s", [{ key: "forever", payload: payload(1) }], undefined))
       yield* now(a.set("s", [{ key: "long", payload: payload(2) }], 7_200_000))
       yield* now(a.set("s", [{ key: "removed", payload: payload(3) }], undefined))
-      const forget = () => {
-        let bytes = 0
-        let left = 0
-        while (left < stream.records.length && bytes < options.maxBytes)
-          bytes += stream.records.at(-++left)!.length + 200
-        if (left < stream.records.length) stream.truncate(left)
-      }
       const busy = Effect.gen(function* () {
         for (let i = 0; i < 60; i++) {
           for (let j = 0; j < 20; j++) yield* now(b.set("other", [{ key: "k", payload: payload(i) }], undefined))
           yield* pass(1)
-          forget()
+          stream.retain(options.maxBytes)
         }
       })
       yield* busy
@@ -705,6 +707,46 @@ describe("a cache on the log", () => {
       const { records } = stream
       const kept = records.filter((body) => body.includes('"fill"') && body.includes("forever"))
       assert.isAtMost(kept.length, 3, "one for all, now and then")
+    })
+  )
+
+  it.effect("however much is written meanwhile", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const options = { maxBytes: 64_000, maxAge: 3_600_000 }
+      const a = yield* cacheOn(stream.link(), {}, options)
+      const keys = Array.from({ length: 24 }, (_, i) => `kept ${i}`)
+      for (const key of keys) yield* now(a.set("s", [{ key, payload: payload("x".repeat(100)) }], undefined))
+      for (let i = 0; i < 20; i++) {
+        // A quarter of what is retained.
+        for (let j = 0; j < 50; j++)
+          yield* now(a.set("other", [{ key: "k", payload: payload("x".repeat(50)) }], undefined))
+        yield* pass(1)
+        stream.retain(options.maxBytes)
+      }
+      const late = yield* cacheOn(stream.link(), {}, options)
+      assert.sameMembers([...(yield* now(late.keys("s")))], keys)
+    })
+  )
+
+  it.effect("caches that take more than the log retains are not written again and again", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const options = { maxBytes: 640_000, maxAge: 3_600_000 }
+      const [a] = [
+        yield* cacheOn(stream.link(), {}, options),
+        yield* cacheOn(stream.link(), {}, options),
+        yield* cacheOn(stream.link(), {}, options)
+      ]
+      for (let i = 0; i < 4_000; i++) {
+        yield* now(a.set("s", [{ key: `k${i}`, payload: payload("x".repeat(10)) }], undefined))
+        if (i % 200 === 0) yield* pass(1)
+        stream.retain(options.maxBytes)
+      }
+      const before = stream.next
+      yield* pass(60)
+      const marks = 3 * 60
+      assert.isBelow(stream.next - before - marks, 3_000)
     })
   )
 
@@ -783,6 +825,39 @@ describe("a cache on the log", () => {
         assert.isFalse(yield* Fiber.join(filling))
       }
       assert.strictEqual((yield* now(a.get("s", "k")))?.json, "2")
+    })
+  )
+})
+
+describe("ids on the log", () => {
+  it.effect("are known to who starts, however many jobs wait that the log has forgotten", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const options = { maxBytes: 4_000_000 }
+      const claimsOn = Effect.gen(function* () {
+        const log = yield* logOn(stream.link(), options)
+        const claims = yield* Effect.provideService(AmqpClaims.make, Log.ReplicatedLog, log)
+        yield* settle
+        return claims
+      })
+      const a = yield* claimsOn
+      const ids = Array.from({ length: 12_000 }, (_, i) => `job ${i}`)
+      const each = <A, E>(some: ReadonlyArray<string>, put: (id: string) => Effect.Effect<A, E>) =>
+        now(Effect.forEach(some, put, { concurrency: "unbounded" }))
+      for (let i = 0; i < ids.length; i += 1_000) {
+        yield* each(ids.slice(i, i + 1_000), (id) =>
+          Effect.flatMap(a.claim("jobs", id, false), (token) => a.live({ channel: "jobs", id, token: token! }, 0))
+        )
+        yield* pass(1)
+        stream.retain(options.maxBytes)
+      }
+      assert.isAbove(stream.first, 10_000)
+      const late = yield* claimsOn
+      const tokens = yield* each(ids, (id) => late.claim("jobs", id, false))
+      assert.lengthOf(
+        tokens.filter((token) => token !== undefined),
+        0
+      )
     })
   )
 })

@@ -14,8 +14,8 @@
  *   cache that takes most drops entries, least recently written first, sparing what
  *   was read since. Entries that were dropped are misses, on this instance.
  * - **An instance that starts reads what the log retains.** Entries that are about to fall out of it are written
- *   again by whoever has them, with or without a ttl; when all caches take more than a quarter of what the log
- *   retains, or no instance runs for long, they may be misses for who starts.
+ *   again by whoever has them, with or without a ttl, as many bytes as there were new ones meanwhile; when all caches take
+ *   more than a quarter of what the log retains, or no instance runs for long, they may be misses for who starts.
  *
  * @since 0.2.0
  */
@@ -28,7 +28,7 @@ import { CacheStore } from "../../services/CacheStore.ts"
 import type { Instance } from "../../services/Instance.ts"
 import type { Unavailable } from "../../services/Reason.ts"
 import { CacheFold } from "./log/CacheFold.ts"
-import type { CacheRecord } from "./log/LogRecord.ts"
+import { type CacheRecord, isRepetition } from "./log/LogRecord.ts"
 import * as Log from "./log/ReplicatedLog.ts"
 import type { AmqpConnection } from "./AmqpConnection.ts"
 
@@ -48,8 +48,6 @@ export interface Options {
 const youngest = 1 / 2
 const oldest = 5 / 8
 const looks = 16
-/** Of what was logged since the last look, what may be written again. */
-const share = 1 / 2
 
 interface Reservation {
   /** The offset that was read up to, and in which beginning of the log. */
@@ -80,29 +78,35 @@ export const make = (options: Options = {}): Effect.Effect<CacheStore["Service"]
     /** Each instance comes to it at an age of its own: the first one spares the others. */
     const age = youngest + (oldest - youngest) * (yield* Random.next)
     let bytes = 0
-    let lookedAt = { bytes: 0, now: now() }
+    /** How much was logged since the last look, without repetitions: those would cause each other, without end. */
+    let news = 0
+    let lookedAt = now()
 
     /** Writes again what is about to be forgotten. */
     const beat = (now: number) => {
-      if (bytes - lookedAt.bytes < maxBytes / looks && now - lookedAt.now < maxAge / looks) return
-      lookedAt = { bytes, now }
+      if (news < maxBytes / looks && now - lookedAt < maxAge / looks) return
+      const most = Math.min(Math.max(news, maxBytes / looks), maxBytes / 8)
+      news = 0
+      lookedAt = now
       const since = log.offset()
       const at = wall()
       const before = { read: bytes - maxBytes * age, wall: at - maxAge * age }
-      for (const entry of fold.aging(before, (maxBytes / looks) * share, now)) {
-        log.send(() => ({ kind: "fill", at, since, ...entry }))
+      for (const entry of fold.aging(before, most, now)) {
+        log.send(() => ({ kind: "fill", at, since, ...entry, again: true }))
       }
     }
 
     yield* log.attach({
       begin: (first) => {
         bytes = 0
-        lookedAt = { bytes, now: now() }
+        news = 0
+        lookedAt = now()
         fold.begin(first)
       },
       beat,
       apply: ({ offset, record, now, since, size, wall }) => {
         bytes += size
+        if (!isRepetition(record)) news += size
         switch (record.kind) {
           case "set":
           case "del":

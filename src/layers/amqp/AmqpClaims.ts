@@ -13,12 +13,17 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import type { Unavailable } from "../../services/Reason.ts"
 import { ClaimFold, type Verdict } from "./log/ClaimFold.ts"
+import { isRepetition } from "./log/LogRecord.ts"
 import { ReplicatedLog } from "./log/ReplicatedLog.ts"
 
 /** How long after it was last due to run a job still holds its id, in milliseconds. */
 const day = 86_400_000
 /** Within which a consumer is cancelled, in milliseconds. */
 const cancelMillis = 1_000
+/** What may be repeated at once, in bytes, if there were less news. */
+const leastRepeated = 20_000
+/** Claims in a record. */
+const page = 200
 /** How often what is over is dropped from memory. */
 const sweepMillis = 30_000
 
@@ -64,14 +69,19 @@ export const make: Effect.Effect<Claims, never, ReplicatedLog> = Effect.gen(func
   const share = 0.25 + (Number.parseInt(log.author.slice(0, 4), 16) / 0xffff) * 0.25
   const limits = { bytes: log.retention.maxBytes * share, millis: log.retention.maxAge * share }
   let swept = 0
+  const mostRepeated = log.retention.maxBytes / 8
+  /** How much was logged since claims were repeated, without repetitions. */
+  let news = 0
 
   yield* log.attach({
     begin: (first) => {
       fold.begin(first)
+      news = 0
       for (const token of [...waiting.keys()]) wake(token)
     },
     apply: ({ offset, record, size }) => {
       fold.pass(size)
+      if (!isRepetition(record)) news += size
       switch (record.kind) {
         case "claim":
         case "keep":
@@ -90,8 +100,12 @@ export const make: Effect.Effect<Claims, never, ReplicatedLog> = Effect.gen(func
         swept = now
         fold.sweep(wall())
       }
-      const claims = fold.repeat(limits, wall())
-      if (claims.length > 0) log.send(() => ({ kind: "kept", at: wall(), asOf: log.offset(), claims }))
+      const claims = fold.repeat(limits, wall(), Math.min(Math.max(news, leastRepeated), mostRepeated))
+      news = 0
+      for (let i = 0; i < claims.length; i += page) {
+        const some = claims.slice(i, i + page)
+        log.send(() => ({ kind: "kept", at: wall(), asOf: log.offset(), claims: some }))
+      }
     }
   })
 

@@ -32,8 +32,8 @@ interface Claim extends KeptClaim {
 const rememberedEnds = 10_000
 /** Claims that are over are kept for as long as clocks may differ, in milliseconds. */
 const skew = 60_000
-/** Claims in a record. */
-const page = 200
+/** Of a claim in a record, beside its names, in bytes. A rough figure. */
+const claimOverhead = 30
 
 const addressOf = (channel: string, id: string): string => `${channel.length}:${channel}${id}`
 
@@ -130,15 +130,22 @@ export class ClaimFold {
     }
   }
 
-  /** Claims that the log may forget soon: not told of within so many bytes, and so much time. */
-  repeat(limits: { readonly bytes: number; readonly millis: number }, wall: number): ReadonlyArray<KeptClaim> {
+  /** Claims that the log may forget soon: not told of within so many bytes, and so much time. Up to so many bytes of them. */
+  repeat(
+    limits: { readonly bytes: number; readonly millis: number },
+    wall: number,
+    most = Number.POSITIVE_INFINITY
+  ): ReadonlyArray<KeptClaim> {
     const found: Array<KeptClaim> = []
+    let left = most
     for (const [address, claim] of this.claims) {
       if (claim.until + skew < wall) this.claims.delete(address)
       else if (this.bytes - claim.bytes < limits.bytes && wall - claim.at < limits.millis) break
       else if (claim.until > wall) {
         const { channel, id, state, token, until } = claim
-        if (found.push({ channel, id, token, state, until }) === page) break
+        left -= channel.length + id.length + token.length + claimOverhead
+        if (left < 0) break
+        found.push({ channel, id, token, state, until })
       }
     }
     return found

@@ -38,6 +38,8 @@ export type CacheRecord =
       readonly payload: Payload
       /** The offset that its author had read up to when the load began. */
       readonly since: number
+      /** Whether it is there already, and written again before the log forgets it. */
+      readonly again?: boolean | undefined
     }
 
 /** A lock as a snapshot has it: key, owner with fence, ttl and the offset of its last touch, and who waits with which ttl. */
@@ -128,6 +130,10 @@ export interface Envelope {
   readonly record: LogRecord
 }
 
+/** Whether a record tells nothing new: what was written before would be forgotten. */
+export const isRepetition = (record: LogRecord): boolean =>
+  record.kind === "kept" || (record.kind === "fill" && record.again === true)
+
 export const encode = ({ author, seq, record }: Envelope): Buffer => {
   const line = (fields: ReadonlyArray<unknown>) => JSON.stringify([version, author, seq, record.kind, ...fields])
   return Buffer.from(textOf(record, line))
@@ -141,8 +147,8 @@ const textOf = (record: LogRecord, line: (fields: ReadonlyArray<unknown>) => str
       return `${head}\n${record.entries.map(({ payload }) => payload.json).join("")}`
     }
     case "fill": {
-      const { space, at, ttl, key, since, payload } = record
-      return `${line([space, at, ttl ?? null, key, since, payload.json.length])}\n${payload.json}`
+      const { again = false, space, at, ttl, key, since, payload } = record
+      return `${line([space, at, ttl ?? null, key, since, payload.json.length, again])}\n${payload.json}`
     }
     case "del":
       return line([record.space, record.keys])
@@ -220,7 +226,7 @@ const recordOf = (kind: string, read: Reader): LogRecord => {
     case "fill": {
       const [space, at, ttl] = [read.string(), read.number(), read.optional()]
       const [key, since] = [read.string(), read.number()]
-      return { kind, space, at, ttl, key, since, payload: read.payload(read.number()) }
+      return { kind, space, at, ttl, key, since, payload: read.payload(read.number()), again: read.next() === true }
     }
     case "del":
       return { kind, space: read.string(), keys: read.array().map(string) }
