@@ -1,4 +1,7 @@
 /** The folds of the replicated log, without a log: any records, in any order, read by anyone at any pace. */
+import { inspect } from "node:util"
+import { setFlagsFromString } from "node:v8"
+import { runInNewContext } from "node:vm"
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
@@ -316,6 +319,33 @@ describe("the fold of the caches", () => {
     assert.isTrue(fold.mayFill("s", "never written", 15))
   })
 
+  it("holds no more memory than it says, when of many entries that were written at once a few are left", () => {
+    setFlagsFromString("--expose-gc")
+    const collect = runInNewContext("gc") as () => void
+    const used = () => {
+      collect()
+      const { external, heapUsed } = process.memoryUsage()
+      return external + heapUsed
+    }
+    const capacity = 16_000_000
+    const fold = new CacheFold(capacity)
+    fold.begin(0)
+    const before = used()
+    for (let i = 0; i < 40; i++) {
+      const entries = Array.from({ length: 500 }, (_, j) => ({
+        key: `${i}.${j}`,
+        payload: Payload.fromTree("x".repeat(10_000))
+      }))
+      const record = { kind: "set", space: "s", at: 0, ttl: undefined, entries } as const
+      const read = decode(encode({ author: "a", seq: i, record }))!.record
+      fold.apply(i, read as typeof record, at(0))
+      // One of each is read all the time.
+      for (let j = 0; j <= i; j++) fold.get("s", `${j}.499`, 0)
+    }
+    assert.isAtMost(used() - before, 3 * capacity)
+    assert.isAbove(fold.keys("s", 0).length, 500)
+  })
+
   it("drops the entries of the cache that takes most, least recently written first, and spares what is read", () => {
     const fold = new CacheFold(100_000)
     fold.begin(0)
@@ -581,6 +611,14 @@ describe("the fold of the locks", () => {
       }),
     { arbitrary: { runs: 5_000, size: 120 } }
   )
+
+  it("what it keeps for a snapshot to come has no payloads of caches", () => {
+    const fold = begun(1)
+    const payload = Payload.fromTree("x")
+    const position = { ...positionOf(1, "a", 0), record: payload }
+    fold.apply(position, { kind: "set", space: "s", at: 0, ttl: undefined, entries: [{ key: "k", payload }] })
+    assert.notInclude(inspect(fold, { depth: 10 }), "Payload")
+  })
 
   it("a lock that is released leaves nothing", () => {
     const fold = begun()

@@ -69,6 +69,9 @@ export interface Outcome {
 const accepted: Outcome = { accepted: true }
 const refused: Outcome = { accepted: false }
 
+const changing: ReadonlySet<LogRecord["kind"]> = new Set(["request", "renew", "release", "expire", "gone", "bye"])
+const nothing: LogRecord = { kind: "ask" }
+
 /** How many records are kept for a snapshot to come. */
 const bufferSize = 100_000
 
@@ -109,7 +112,9 @@ export class LockFold {
       this.known = true
     }
     if (this.known) return this.step(position, record)
-    this.buffer.push({ position, record })
+    const { author, fence, now, offset } = position
+    // Of what does not change locks only that its author lives: payloads of caches take memory.
+    this.buffer.push({ position: { author, fence, now, offset }, record: changing.has(record.kind) ? record : nothing })
     if (this.buffer.length > bufferSize) {
       this.buffer.splice(0, bufferSize / 2)
       this.first = this.buffer[0]!.position.offset

@@ -290,6 +290,9 @@ const number = (value: unknown): number => {
   return value
 }
 
+/** A part of a text holds on to all of it: this one does not. */
+const copyOf = (part: string): string => ` ${part}`.slice(1)
+
 /** Reads the fields of a line in turn; throws where they are not what they should be. */
 class Reader {
   private place = 0
@@ -336,7 +339,8 @@ class Reader {
     const end = this.start + length
     if (!(length >= 0 && end <= this.texts.length)) throw new Error("cut short")
     const json = this.texts.slice(this.start, end)
+    const isAll = length === this.texts.length
     this.start = end
-    return Payload.fromJson(json)
+    return Payload.fromJson(isAll ? json : copyOf(json))
   }
 }
