@@ -6,7 +6,7 @@
  * comes first, a segment at a time; it always keeps the one being written. RabbitMQ wants
  * the same retention from every instance, for as long as the stream exists.
  *
- * Every session has an exclusive queue, bound by the name of its author. It goes with the connection: what is
+ * Every session has an exclusive queue, bound by the name of its author. It goes with the session: what is
  * published by that name is returned when the process has died.
  *
  * RabbitMQ 3.10 never brings back a stream that was made within the last moments before it
@@ -88,6 +88,8 @@ export const make = (amqp: AmqpConnection["Service"], app: string, { maxAge, max
               arguments: { "x-queue-type": "classic", "x-max-length": 0 }
             })
             await session.channel.bindQueue(presence, directory, address(author))
+            // Without a consumer it would outlive the session, and there may be many on one connection.
+            await session.consume(presence, () => {}, { noAck: true })
             await session.channel.prefetch(prefetch)
             await session.consume(queue, deliver(session), { arguments: { "x-stream-offset": from } })
           } catch (error) {
