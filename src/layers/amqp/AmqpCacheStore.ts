@@ -12,7 +12,8 @@
  * - Who is granted a lock of the same app sees what was cached before it was released.
  * - Memory is bounded by `capacity` (default 128 MiB, keys and payloads as UTF-16): past it, the
  *   cache that takes most drops entries, least recently written first, sparing what
- *   was read since. Entries that were dropped are misses, on this instance.
+ *   was read since. Entries that were dropped are misses, on this instance. Beside that an entry that was read
+ *   keeps its value, and each named cache what was last written, a megabyte or so.
  * - **An instance that starts reads what the log retains.** Entries that are about to fall out of it are written
  *   again by whoever has them, with or without a ttl, as many bytes as there were new ones meanwhile; when all caches take
  *   more than a quarter of what the log retains, or no instance runs for long, they may be misses for who starts.
