@@ -1,4 +1,5 @@
 /** The connections to Redis, on servers that are killed, frozen, cut off and failed over. */
+import { type AddressInfo, createConnection, createServer, type Server } from "node:net"
 import { inspect } from "node:util"
 import { assert, describe, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
@@ -42,6 +43,26 @@ const proxied = (options: RedisOptions.RedisOptions = {}) =>
     const connection = yield* connect({ url: `redis://127.0.0.1:${proxy.port}`, ...options })
     return { redis, proxy, connection }
   })
+
+/** A port in front of a server from which 2 MB come in a second. */
+const slow = (target: number) =>
+  Effect.acquireRelease(
+    Effect.callback<Server>((resume) => {
+      const proxy = createServer((client) => {
+        const upstream = createConnection(target, "127.0.0.1")
+        client.on("error", () => undefined).on("close", () => upstream.destroy())
+        upstream.on("error", () => undefined).on("close", () => client.destroy())
+        client.pipe(upstream)
+        upstream.on("data", (bytes) => {
+          upstream.pause()
+          client.write(bytes)
+          setTimeout(() => upstream.resume(), bytes.length / 2_000)
+        })
+      })
+      proxy.listen(0, "127.0.0.1", () => resume(Effect.succeed(proxy)))
+    }),
+    (proxy) => Effect.sync(() => proxy.close())
+  ).pipe(Effect.map((proxy) => (proxy.address() as AddressInfo).port))
 
 /** Ends, however it ends, before long. */
 const bounded = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
@@ -240,6 +261,23 @@ describe.concurrent("RedisConnection", () => {
         const waiting = yield* Effect.forkChild(Effect.eventually(get(connection, "small1")))
         yield* redis.start
         assert.strictEqual(yield* Effect.timeout(Fiber.join(waiting), "2 seconds"), "x")
+      }))
+
+    test("over a slow network operations end within the timeout, too, and the answers that come late are nobody's", () =>
+      Effect.gen(function* () {
+        const redis = yield* server
+        const port = yield* slow(redis.port)
+        const connection = yield* connect({ url: `redis://127.0.0.1:${port}` })
+        yield* set(connection, "large", "x".repeat(200_000))
+        yield* set(connection, "small", "v")
+        const started = performance.now()
+        const large = yield* Effect.forEach(Array.from({ length: 20 }), () => Effect.exit(get(connection, "large")), {
+          concurrency: "unbounded"
+        })
+        assert.isBelow(performance.now() - started, 2 * timeout)
+        assert.isTrue(Exit.isSuccess(large[0]!))
+        assert.isTrue(Exit.isFailure(large[19]!))
+        assert.strictEqual(yield* Effect.eventually(get(connection, "small")), "v")
       }))
 
     test("a connection that died in silence is noticed without an operation", () =>

@@ -253,7 +253,29 @@ export const make = (
       }
     }
 
+    /**
+     * Ends what waits longer than the timeout behind other answers, as behind large ones over a slow network; silence is
+     * noticed by the socket. Noting when each was sent would cost: every tenth of the timeout notes how many there were.
+     */
+    const counts: Array<number> = []
+    const watch = new Timers.Call(() => {
+      if (client instanceof Cluster) return
+      counts.push(requests)
+      const overdue = counts.length > 10 ? counts.shift()! : 0
+      const queue = client["commandQueue"]
+      for (let i = 0; i < queue.length; i++) {
+        const { command } = queue.peekAt(i)!
+        if (!(command instanceof Sent)) continue
+        if (command.request.number > overdue) break
+        expire(command.request)
+      }
+      if (queue.length > 0) timers.start(watch, timers.now() + timeout / 10)
+      else counts.length = 0
+    })
+
     const dispatch = (request: Request) => {
+      // The nodes of a Redis Cluster have a timeout for each command.
+      if (!isCluster && !watch.pending) timers.start(watch, timers.now() + timeout / 10)
       const sent = new Sent(request, turns, answered)
       try {
         if (request.node === undefined) client.sendCommand(sent, turns.writer)

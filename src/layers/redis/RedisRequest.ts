@@ -137,6 +137,7 @@ export interface Answered {
  * keep the command in memory until V8 collects all of it.
  */
 export class Sent extends Command {
+  readonly request: Request
   turn: Turn | undefined = undefined
   readonly turns: Turns
   readonly channel: string | undefined
@@ -145,6 +146,7 @@ export class Sent extends Command {
     super(request.command, [], utf8)
     this.args = [...request.args]
     this.stringifyArguments()
+    this.request = request
     this.turns = turns
     this.channel = request.channel
     const resolve = (reply: Buffer) => {
