@@ -267,7 +267,8 @@ describe.concurrent("a queue on Redis", () => {
   test("goes on when Redis is emptied: what was there is gone, what comes after is run", (server, {
     client,
     seen,
-    startWorker
+    startWorker,
+    until
   }) =>
     Effect.gen(function* () {
       const queue = yield* client
@@ -280,6 +281,10 @@ describe.concurrent("a queue on Redis", () => {
       yield* queue.publish("after", "return")
       const [run] = yield* seen("after", "ended")
       assert.strictEqual(run!.pid, worker.pid)
+      yield* until(
+        "all done",
+        Effect.map(queue.depth, ({ inFlight }) => inFlight === 0)
+      )
       assert.deepStrictEqual(yield* queue.depth, empty)
     }))
 
