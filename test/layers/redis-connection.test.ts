@@ -557,7 +557,7 @@ describe.concurrent("RedisConnection", () => {
 
     test("a publish to oneself waits for a subscription that was lost; what is published later stays behind it", () =>
       Effect.gen(function* () {
-        const { connection, proxy, redis } = yield* proxied()
+        const { connection, proxy, redis } = yield* proxied({ timeout: "5 seconds" })
         const other = yield* connect({ url: redis.url })
         const events = yield* listen(connection, "c")
         for (let round = 0; round < 20; round++) {
