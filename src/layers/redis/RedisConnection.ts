@@ -17,6 +17,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as Random from "effect/Random"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as SubscriptionRef from "effect/SubscriptionRef"
@@ -168,11 +169,15 @@ export const make = (
 
     const waiting = new Set<Request>()
     let requests = 0
+    const spread = yield* Random.next
 
+    const { aim: aimCommands, client } = createClient(settings)
+    const isCluster = client instanceof Cluster
     const commands: RedisLink.Link<Redis | Cluster> = yield* RedisLink.make<Redis | Cluster>({
       ...common,
       role: "commands",
-      client: createClient(settings),
+      client,
+      onAttempt: aimCommands,
       flush: () => turns.end(),
       isAwaited: () => waiting.size > 0,
       onChange: (state) => {
@@ -182,19 +187,17 @@ export const make = (
           subscriptions?.tryNow()
           dispatchWaiting()
         } else if (state === "closed") {
-          for (const request of [...waiting]) end(request, Exit.fail(notConnected()))
+          for (const request of [...waiting]) end(request, Exit.fail(notConnected(request)))
         }
       }
     })
-    const { client } = commands
-    const isCluster = client instanceof Cluster
 
     const subscribing = createSubscriber(settings, client)
     subscriptions = yield* RedisLink.make<Redis>({
       ...common,
       role: "subscriptions",
       client: subscribing.client,
-      onRetry: subscribing.moveOn,
+      onAttempt: subscribing.aim,
       isAwaited: () => subscriber.isAwaited() || [...waiting].some(isHeld),
       onChange: (state) => {
         note({ subscriptions: state })
@@ -219,10 +222,14 @@ export const make = (
         open(node)
       })
       client.on("ready", () => client.nodes("master").forEach(open))
+      // A node that was taken out of the cluster keeps its connections, and passes nothing on any more.
+      client.on("refresh", () => {
+        if (subscribing.client.status === "ready" && !subscribing.isAtKnownNode()) subscribing.client.disconnect()
+      })
     }
 
-    const notConnected = () => {
-      const cause = commands.lastError()
+    const notConnected = (request: Request) => {
+      const cause = request.refusal ?? commands.lastError()
       const why = cause === undefined ? "" : ` (${reasonOf(cause)})`
       return commands.state() === "closed"
         ? RedisLink.unavailable(`the connection is closed${why}`, cause)
@@ -248,6 +255,7 @@ export const make = (
       onError: (request, error, sent) => {
         if (request.done) return
         const isRepeatable = hasNotRun(sent, error) || (request.retry && isLost(error))
+        if (isCluster && error.name === "ReplyError") request.refusal = error
         if (isRepeatable && commands.state() !== "closed") wait(request)
         else end(request, Exit.fail(RedisLink.unavailable(error.message, error)))
       }
@@ -273,13 +281,30 @@ export const make = (
       else counts.length = 0
     })
 
+    /** Any node of a Redis Cluster takes a publish, but those of one channel arrive in order only through the same one. */
+    let publisher: Redis | undefined
+    const publisherOf = (cluster: Cluster): Redis | undefined => {
+      if (publisher?.status !== "ready") {
+        const ready = cluster.nodes("master").filter(({ status }) => status === "ready")
+        publisher = ready[Math.floor(spread * ready.length)]
+      }
+      return publisher
+    }
+
     const dispatch = (request: Request) => {
       // The nodes of a Redis Cluster have a timeout for each command.
       if (!isCluster && !watch.pending) timers.start(watch, timers.now() + timeout / 10)
       const sent = new Sent(request, turns, answered)
+      const { reject } = sent
+      let { node } = request
+      if (client instanceof Cluster && request.channel !== undefined) {
+        node = publisherOf(client)
+        if (node === undefined) return wait(request)
+      }
       try {
-        if (request.node === undefined) client.sendCommand(sent, turns.writer)
-        else request.node.sendCommand(sent)
+        if (node === undefined) client.sendCommand(sent, turns.writer)
+        else node.sendCommand(sent)
+        if (isCluster) sent.watch(reject)
       } catch (error) {
         // It is too long for a text.
         const failed = Exit.fail(RedisLink.unavailable(String(error), error))
@@ -296,7 +321,7 @@ export const make = (
       waiting.add(request)
       if (!request.pending) timers.start(request, request.deadline || timers.now() + timeout)
       // A node of a Redis Cluster was away, or another one has its keys now.
-      if (isCluster && commands.isReady()) timers.at(timers.now() + timeout / 20, dispatchWaiting)
+      if (isCluster && commands.isReady() && !again.pending) timers.start(again, timers.now() + timeout / 20)
       commands.connect()
       if (isHeld(request)) subscriptions!.connect()
     }
@@ -316,6 +341,8 @@ export const make = (
       }
     }
 
+    const again = new Timers.Call(dispatchWaiting)
+
     const submit = (request: Request): Request => {
       request.number = ++requests
       // Reading the clock costs; what is sent once waits from when it turns out not to have left.
@@ -330,7 +357,7 @@ export const make = (
       return request
     }
 
-    const expire = (request: Request) => end(request, Exit.fail(notConnected()))
+    const expire = (request: Request) => end(request, Exit.fail(notConnected(request)))
 
     const request = <A>(
       command: string,
@@ -414,7 +441,9 @@ export const make = (
       changes: SubscriptionRef.changes(states),
       dedicated: () => {
         const { socketTimeout: _, ...options } = settings.client
-        return createSubscriber({ ...settings, client: options }, client).client
+        const dedicated = createSubscriber({ ...settings, client: options }, client)
+        dedicated.aim()
+        return dedicated.client
       }
     })
   })
@@ -425,28 +454,52 @@ const isUnknownScript = (exit: Exit.Failure<unknown, Unavailable>): boolean =>
       reason._tag === "Fail" && reason.error.cause instanceof Error && reason.error.cause.message.startsWith("NOSCRIPT")
   )
 
-const createClient = (settings: Settings): Redis | Cluster =>
-  settings.cluster === undefined ? open(settings.client) : new Cluster([...settings.cluster], clusterOptions(settings))
+/** A client, and what is to be called before it connects. */
+interface Aimed<C> {
+  readonly client: C
+  readonly aim: () => void
+}
+
+const createClient = (settings: Settings): Aimed<Redis | Cluster> => {
+  if (settings.cluster === undefined) return { client: open(settings.client), aim: () => undefined }
+  const given = settings.cluster
+  let known = given
+  const seeds = [...given]
+  const client = new Cluster(seeds, clusterOptions(settings))
+  client.on("refresh", () => {
+    const nodes = client.nodes("all").map(addressOf)
+    if (nodes.length > 0) known = nodes
+  })
+  let attempts = 0
+  // Those that were given and those that were known last, in turn: the former may have left the cluster since, and the
+  // latter may all have other addresses.
+  return { client, aim: () => void seeds.splice(0, seeds.length, ...(attempts++ % 2 === 0 ? given : known)) }
+}
 
 const open = (options: IoredisOptions): Redis => new Redis({ ...options, replyMapping: "legacy" })
 
-/** A client of its own; on a Redis Cluster, of any node that is known, and of the next one after `moveOn`. */
+const addressOf = ({ options }: Redis) => ({ host: options.host!, port: options.port! })
+
+/** A client of its own; on a Redis Cluster, of one of the nodes that are known, and of the next one with every attempt. */
 const createSubscriber = (
   { client, cluster }: Settings,
   commands: Redis | Cluster
-): { readonly client: Redis; readonly moveOn: () => void } => {
-  if (cluster === undefined) return { client: open(client), moveOn: () => undefined }
+): Aimed<Redis> & { readonly isAtKnownNode: () => boolean } => {
+  if (cluster === undefined) return { client: open(client), aim: () => undefined, isAtKnownNode: () => true }
   const nodes = () => {
-    const known = commands instanceof Cluster ? commands.nodes("all").map(({ options }) => options) : []
+    const known = commands instanceof Cluster ? commands.nodes("all").map(addressOf) : []
     return known.length > 0 ? known : cluster
   }
   let turn = 0
   const created = open({ ...client, ...cluster[0]! })
   return {
     client: created,
-    moveOn: () => {
-      const { host, port } = nodes()[++turn % nodes().length]!
-      Object.assign(created.options, { host, port })
+    aim: () => {
+      Object.assign(created.options, nodes()[turn++ % nodes().length]!)
+    },
+    isAtKnownNode: () => {
+      const hosts = [created.options.host, created.stream.remoteAddress]
+      return nodes().some(({ host, port }) => port === created.options.port && hosts.includes(host))
     }
   }
 }

@@ -43,8 +43,8 @@ export const make = <C extends Redis | Cluster>(options: {
   readonly reconnect: Schedule.Schedule<unknown>
   /** A client that is not connected yet, and does not reconnect. */
   readonly client: C
-  /** Called before every attempt but the first. */
-  readonly onRetry?: () => void
+  /** Called before every attempt. */
+  readonly onAttempt: () => void
   /** Writes what commands there are already, where ioredis counts on answers in that order. */
   readonly flush?: () => void
   /** Whether somebody waits for the connection. */
@@ -53,14 +53,12 @@ export const make = <C extends Redis | Cluster>(options: {
 }): Effect.Effect<Link<C>, never, Scope.Scope> =>
   Effect.gen(function* () {
     const { client, name, role, timeout, timers } = options
-    let first = true
     const reconnect = yield* Reconnect.make({
       ...options,
       server: "Redis",
       attributes: { backend: "redis", role, ...(name !== undefined && { name }) },
       attempt: () => {
-        if (!first) options.onRetry?.()
-        first = false
+        options.onAttempt()
         client.connect().catch(() => undefined)
       }
     })

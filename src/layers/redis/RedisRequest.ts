@@ -24,6 +24,8 @@ export class Request extends Timers.Timer {
   node: Redis | undefined = undefined
   number = 0
   deadline = 0
+  /** Why it waits, if a server of a Redis Cluster has said so. */
+  refusal: Error | undefined = undefined
   done = false
 
   constructor(
@@ -140,7 +142,6 @@ export class Sent extends Command {
   readonly request: Request
   turn: Turn | undefined = undefined
   readonly turns: Turns
-  readonly channel: string | undefined
 
   constructor(request: Request, turns: Turns, { onError, onReply }: Answered) {
     super(request.command, [], utf8)
@@ -148,7 +149,6 @@ export class Sent extends Command {
     this.stringifyArguments()
     this.request = request
     this.turns = turns
-    this.channel = request.channel
     const resolve = (reply: Buffer) => {
       this.isSettled = true
       this["_clearTimers"]()
@@ -170,18 +170,31 @@ export class Sent extends Command {
     return super.toWritable(stream)
   }
 
-  /** Any node of a Redis Cluster takes a publish; those of one channel arrive in order only through the same one. */
-  override getSlot() {
-    return this.channel === undefined ? super.getSlot() : new Command("get", [this.channel]).getSlot()
+  /**
+   * For a command that ioredis has begun to send to the nodes of a Redis Cluster: it goes on to where its keys are. What
+   * has to wait first, or was given up, is not for ioredis to repeat: `fail` rejects it for good.
+   */
+  watch(fail: (error: Error) => void) {
+    const { reject } = this
+    this.reject = (error: Error) => {
+      if (this.isSettled) return
+      const refused = error.name === "ReplyError" ? refusal.exec(error.message)?.[1] : undefined
+      if (refused !== undefined) this.turn = undefined
+      if (refused === "MOVED" || refused === "ASK") reject(error)
+      else fail(error)
+    }
   }
 }
 
 // What ioredis makes in the constructor: the promise, which nobody awaits, and the arguments as text.
 Object.defineProperty(Sent.prototype, "initPromise", { value: () => {} })
 
-/** Whether Redis has certainly not run a command that failed: it had not left, or a master that is none any longer refused it. */
+/** What a server of a Redis Cluster refuses a command with that it is not the one for, or not now. */
+const refusal = /^(MOVED|ASK|TRYAGAIN|CLUSTERDOWN) /
+
+/** Whether Redis has certainly not run a command that failed: it had not left, or was refused by a server that it is not for. */
 export const hasNotRun = (sent: Sent, error: Error): boolean =>
-  error.name === "ReplyError" ? isReadOnly(error) : !sent.turn?.left
+  !sent.turn?.left || (error.name === "ReplyError" && isReadOnly(error))
 
 /** Whether it was the connection that failed, and not the command. */
 export const isLost = (error: Error): boolean => error.name !== "ReplyError"
