@@ -2,6 +2,7 @@ import { spawn } from "node:child_process"
 import { createInterface } from "node:readline"
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
@@ -206,6 +207,26 @@ describe("Cache on Redis, seen from inside", () => {
       assert.strictEqual(yield* store.get("s", "another"), undefined)
       yield* set(3)
       assert.strictEqual((yield* store.get("s", "k"))?.json, "3")
+    })
+  )
+
+  it.live("a reset that is repeated, its answer lost, brings nothing back that others have reset since", () =>
+    Effect.gen(function* () {
+      const { server, store } = yield* inside
+      const proxy = yield* TcpProxy.make({ host: "127.0.0.1", port: server.port })
+      const cut = yield* storeOn({ url: `redis://127.0.0.1:${proxy.port}`, timeout: "5 seconds" })
+      yield* cut.reset("s")
+      yield* store.set("s", [{ key: "k", payload: payload("first") }], forever)
+      // Its answer is on the way when the connection is lost.
+      yield* proxy.latency(200)
+      const reset = yield* Effect.forkChild(cut.reset("s"), { startImmediately: true })
+      yield* until(async () => (await Effect.runPromise(store.get("s", "k"))) === undefined, "it has run")
+      yield* Effect.all([proxy.refuse, proxy.reset, proxy.latency(0)])
+      yield* store.set("s", [{ key: "k", payload: payload("second") }], forever)
+      yield* store.reset("s")
+      yield* proxy.heal
+      yield* Fiber.join(reset)
+      assert.strictEqual(yield* store.get("s", "k"), undefined)
     })
   )
 

@@ -1,7 +1,6 @@
 /** What is near, on a store and a broadcast that the test holds in its hands. */
 import { assert, describe, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
-import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
@@ -53,7 +52,8 @@ const cluster = Effect.gen(function* () {
       )
   })
 
-  const instance = (id: string, options?: Cache.Options) =>
+  /** What makes a cache on an instance. */
+  const instanceOf = (id: string) =>
     Effect.gen(function* () {
       const identity = Instance.layer({ app: "test", id })
       const memory = yield* Layer.build(
@@ -85,12 +85,14 @@ const cluster = Effect.gen(function* () {
           ])
         )
       )
-      return yield* Effect.provide(Cache.make("numbers", Schema.Number, { near: true, ...options }), services)
+      return (options?: Cache.Options) =>
+        Effect.provide(Cache.make("numbers", Schema.Number, { near: true, ...options }), services)
     })
 
   return {
     state,
-    instance,
+    instanceOf,
+    instance: (id: string, options?: Cache.Options) => Effect.flatMap(instanceOf(id), (make) => make(options)),
     gap: Effect.sync(() => {
       for (const { onGap } of subscribers) onGap()
     })
@@ -353,19 +355,24 @@ describe("near cache", () => {
 
   it.effect("caches of one prefix share what is near, under the smaller of their bounds", () =>
     Effect.gen(function* () {
-      const { instance, state } = yield* cluster
+      const { instance, instanceOf, state } = yield* cluster
       const other = yield* instance("b")
-      const twice = (id: string, ...ttls: ReadonlyArray<Duration.Input>) =>
-        Effect.forEach(ttls, (ttl) => instance(id, { near: { ttl } }))
+      const make = yield* instanceOf("a")
+      const cache = yield* make({ near: { ttl: "1 hour" } })
       yield* other.set("k", 1)
-      const [cache] = yield* twice("a", "1 hour")
-      yield* cache!.get("k")
+      yield* cache.get("k")
       state.broadcast = "lost"
       yield* other.set("k", 2)
       yield* TestClock.adjust("59 minutes")
-      assert.deepStrictEqual(yield* cache!.get("k"), some(1))
+      assert.deepStrictEqual(yield* cache.get("k"), some(1))
       yield* TestClock.adjust("1 minute")
-      assert.deepStrictEqual(yield* cache!.get("k"), some(2))
+      assert.deepStrictEqual(yield* cache.get("k"), some(2))
+      const strict = yield* make({ near: { ttl: "1 second" } })
+      for (const value of [3, 4]) {
+        yield* other.set("k", value)
+        yield* TestClock.adjust("1 second")
+        for (const one of [cache, strict]) assert.deepStrictEqual(yield* one.get("k"), some(value))
+      }
     })
   )
 })

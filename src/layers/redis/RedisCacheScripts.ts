@@ -61,6 +61,18 @@ for i = 2, #KEYS do
 end
 return removed`)
 
+/**
+ * Begins another generation. ARGV: what nobody else begins one with. Every run begins one of its own: the one that it
+ * began when it was run before may have been reset by others since.
+ */
+export const reset = RedisScript.make(
+  `
+local time = redis.call('time')
+local mark = redis.sha1hex(table.concat({ARGV[1], time[1], time[2]}, ' '))
+redis.call('set', KEYS[1], string.sub(mark, 1, ${markLength}))`,
+  { retry: true }
+)
+
 /** Of each entry the ms left: -1 without a ttl, -2 when it is not live. */
 export const ttl = RedisScript.make(
   `

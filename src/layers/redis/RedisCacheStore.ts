@@ -157,7 +157,7 @@ export const make: Effect.Effect<CacheStore["Service"], never, RedisConnection |
             bucketsOf(space),
             (bucket) => {
               bucket.flush()
-              return redis.send("set", [bucket.generation, unique()], { retry: true })
+              return redis.run(Scripts.reset, [bucket.generation], [unique()])
             },
             { concurrency: "unbounded", discard: true }
           ),

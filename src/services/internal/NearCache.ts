@@ -81,6 +81,8 @@ export class NearCache {
 
   /** Of two who declare one cache, the smaller bounds hold. */
   tighten({ capacity, ttl }: Options): void {
+    // What was kept under wider ones is for those who declare them, and does not end in time for this one.
+    if (capacity < this.options.capacity || ttl < this.options.ttl) this.drop("all")
     this.options = { capacity: Math.min(capacity, this.options.capacity), ttl: Math.min(ttl, this.options.ttl) }
   }
 
