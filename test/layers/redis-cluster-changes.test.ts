@@ -171,9 +171,9 @@ describe("A Redis Cluster that changes", () => {
       yield* spare.command("CLUSTER", "RESET", "SOFT")
       yield* Effect.raceFirst(
         Effect.forever(Effect.delay(connection.publish("channel", "message", false), "100 millis")),
-        until(Effect.sync(() => heard.includes("message")))
+        // Who publishes may have been at that node, too.
+        until(Effect.sync(() => heard.includes("gap") && heard.at(-1) === "message"))
       ).pipe(Effect.timeout("10 seconds"))
-      assert.strictEqual(heard[0], "gap")
     })
   )
 
