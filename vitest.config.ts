@@ -2,18 +2,19 @@ import { readFileSync } from "node:fs"
 import { defineConfig } from "vitest/config"
 
 const { exports } = JSON.parse(readFileSync(new URL("package.json", import.meta.url), "utf8")) as {
-  readonly exports: Record<string, { readonly default?: string }>
+  readonly exports: Record<string, { readonly default?: string } | null>
 }
 
 export default defineConfig({
   resolve: {
     // Examples import the package as its users do; here that is its sources.
-    alias: Object.entries(exports).flatMap(([name, { default: built }]) =>
-      built === undefined
+    alias: Object.entries(exports).flatMap(([name, target]) =>
+      target?.default === undefined || name.includes("*")
         ? []
         : {
             find: new RegExp(`^cohort${name.slice(1)}$`),
-            replacement: new URL(built.replace("./dist/", "src/").replace(/\.js$/, ".ts"), import.meta.url).pathname
+            replacement: new URL(target.default.replace("./dist/", "src/").replace(/\.js$/, ".ts"), import.meta.url)
+              .pathname
           }
     )
   },

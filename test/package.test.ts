@@ -52,7 +52,7 @@ describe("the package", () => {
 
   it("exports what its exports map promises", () => {
     const specifiers = Object.keys(manifest.exports)
-      .filter((key) => !key.endsWith(".json"))
+      .filter((key) => !key.endsWith(".json") && !key.includes("*"))
       .map((key) => path.posix.join("cohort", key))
     const probe = path.join(temporary, "probe.mjs")
     writeFileSync(
@@ -164,6 +164,56 @@ describe("the package", () => {
     assert.strictEqual(run.status, 0, run.stdout)
     assert.match(run.stdout, /Tests .*8 passed/)
   }, 120_000)
+
+  it("lets a library of theirs export what is made of it, with declarations", () => {
+    const project = path.join(temporary, "library")
+    mkdirSync(project)
+    writeFileSync(path.join(project, "package.json"), JSON.stringify({ type: "module" }))
+    // Nothing is imported here for the sake of the types that are inferred.
+    writeFileSync(
+      path.join(project, "library.ts"),
+      `import { Effect, Layer, Schema } from "effect"
+       import { Cohort, CronJob, Health, Lock, Membership, Plugin, PluginHost, QueueAlarms, SyncOutbox, WorkerId } from "cohort"
+       import { auth } from "cohort/plugins"
+       import { TestCluster, TestStores } from "cohort/testing"
+       import { layerStores as redis, RedisConnection } from "cohort/layers/redis"
+       import { layerStores as amqp, AmqpCacheStore } from "cohort/layers/amqp"
+
+       export const names = Plugin.namespace("reports")
+       export const topic = names.topic("cancel", Schema.String)
+       export const job = names.job("render", Schema.String)
+       export const sync = names.sync(Schema.String)
+       export const cache = names.cache("pages", Schema.String, { near: true })
+       export const lock = Lock.acquire("key")
+       export const Reports = Plugin.make(names.name, {
+         load: CronJob.make("nightly", "0 3 * * *", () => Effect.void)
+       })
+       export const host = PluginHost.layer([Reports, auth.Auth.plugin])
+       export const bundles = [Cohort.layerMemory(), Cohort.layerRedis(), Cohort.layerAmqp(), Cohort.layerMixed()]
+       export const configured = Layer.provide(Cohort.layerConfig, SyncOutbox.layer)
+       export const stores = Layer.provide(Cohort.layer, [redis, amqp, AmqpCacheStore.layer])
+       export const connection = RedisConnection.layerConfig
+       export const beside = Layer.mergeAll(QueueAlarms.layer, WorkerId.layer, Membership.layer, Health.layer)
+       export const tests = TestStores.layerTest
+       export const cluster = TestCluster.make(3, [Reports])`
+    )
+    const compilerOptions = { module: "NodeNext", strict: true, declaration: true, skipLibCheck: true, types: [] }
+    writeFileSync(path.join(project, "tsconfig.json"), JSON.stringify({ compilerOptions }))
+    const tsc = path.join(path.dirname(require.resolve("typescript/package.json")), "bin", "tsc")
+    const compiled = spawnSync(process.execPath, [tsc, "-p", project], { encoding: "utf8" })
+    assert.strictEqual(compiled.status, 0, compiled.stdout)
+    for (const module of [
+      "services/internal/validate",
+      "layers/internal/Reconnect",
+      "testing/internal/x",
+      "host/Host"
+    ]) {
+      assert.throws(
+        () => createRequire(path.join(project, "x.js")).resolve(`cohort/${module}`),
+        /not defined by "exports"/
+      )
+    }
+  }, 60_000)
 
   it("has a command that runs", () => {
     const { bin } = JSON.parse(readFileSync(path.join(unpacked, "package.json"), "utf8"))
