@@ -139,6 +139,17 @@ export interface WrapOptions extends SetOptions {
 }
 
 /**
+ * What {@link NamedCache.wrap} requires: a lock, unless it is known that it is not `exclusive`.
+ *
+ * @since 0.2.0
+ */
+export type WrapRequirement<O extends WrapOptions> = "exclusive" extends keyof O
+  ? O["exclusive"] extends false | undefined
+    ? never
+    : Lock.Lock
+  : never
+
+/**
  * Options of {@link NamedCache.wrapWithCondition}.
  *
  * @since 0.1.0
@@ -185,7 +196,7 @@ export interface NamedCache<A, R = never> {
     key: string,
     load: Effect.Effect<A, E, R2>,
     options?: O
-  ) => Effect.Effect<A, E | CacheError, R | R2 | (O extends { readonly exclusive: true } ? Lock.Lock : never)>
+  ) => Effect.Effect<A, E | CacheError, R | R2 | WrapRequirement<O>>
   /** Like `wrap`, but the caller decides whether to use the cache, and which values it may keep. */
   readonly wrapWithCondition: <E, R2, E3 = never, R3 = never>(
     key: string,

@@ -93,6 +93,11 @@ export const wraps = Effect.gen(function* () {
   assertEqual<RequirementsOf<typeof shared>, never>(true)
   const exclusive = cache.wrap("key", Effect.succeed("value"), { exclusive: true })
   assertEqual<RequirementsOf<typeof exclusive>, Lock.Lock>(true)
+  const maybe = cache.wrap("key", Effect.succeed("value"), { exclusive: process.argv.length > 2 })
+  assertEqual<RequirementsOf<typeof maybe>, Lock.Lock>(true)
+  const options: Cache.WrapOptions = { exclusive: true }
+  const hidden = cache.wrap("key", Effect.succeed("value"), options)
+  assertEqual<RequirementsOf<typeof hidden>, Lock.Lock>(true)
 
   // @ts-expect-error Lock is missing
   const withoutLock: Effect.Effect<string, Cache.CacheError> = exclusive
