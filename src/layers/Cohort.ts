@@ -195,7 +195,7 @@ export interface BackendOptions {
 export interface MixedOptions extends MemoryOptions, BackendOptions {
   readonly redis?: RedisOptions.RedisOptions | undefined
   readonly amqp?: AmqpOptions.AmqpOptions | undefined
-  /** What applies where a caller says nothing. */
+  /** What applies where a caller says nothing. Default: what is in context. */
   readonly defaults?: Defaults | undefined
 }
 
@@ -262,7 +262,7 @@ export const layerMixed = (
       const stores: Partial<Record<Backend, StoreLayers>> = {}
       for (const backend of new Set<Backend>(Object.values(chosen))) stores[backend] = yield* load[backend](options)
       return layer.pipe(
-        Layer.provide(Layer.succeed(Defaults, options.defaults ?? {})),
+        Layer.provide(Layer.succeed(Defaults, { ...(yield* Defaults), ...options.defaults })),
         Layer.provide([
           stores[chosen.cache]!.cache,
           stores[chosen.lock]!.lock,

@@ -7,7 +7,7 @@ import * as Metric from "effect/Metric"
 import * as References from "effect/References"
 import * as Schema from "effect/Schema"
 import { TestClock } from "effect/testing"
-import { Cohort, EventQueue, Job, Lock } from "../../src/index.ts"
+import { Cohort, Defaults, EventQueue, Job, Lock } from "../../src/index.ts"
 
 const Sleep = Job.make("sleep", Schema.Void, { timeout: "1 hour" })
 
@@ -32,6 +32,27 @@ it.effect("a lock has the ttl of the environment where the caller gives none", (
     assert.isFalse(yield* lease.isHeld)
   }).pipe(Effect.provide(configured))
 )
+
+const provided = Layer.succeed(Defaults.Defaults, { lockTtl: "3 seconds", queueLease: "1 minute" })
+const bundles = {
+  layerMemory: Cohort.layerMemory(),
+  layerMixed: Cohort.layerMixed({ defaults: { queueLease: "2 minutes" } }),
+  layerConfig: Cohort.layerConfig.pipe(
+    Layer.provide(ConfigProvider.layer(ConfigProvider.fromUnknown({ COHORT_QUEUE_LEASE: "2 minutes" })))
+  )
+}
+
+for (const [name, bundle] of Object.entries(bundles)) {
+  it.effect(`${name}: what is provided applies where neither the caller nor the options say anything`, () =>
+    Effect.gen(function* () {
+      const lease = yield* Lock.acquire("key", { renew: false })
+      yield* TestClock.adjust("2 seconds")
+      assert.isTrue(yield* lease.isHeld)
+      yield* TestClock.adjust("1 second")
+      assert.isFalse(yield* lease.isHeld)
+    }).pipe(Effect.provide(bundle.pipe(Layer.provide(provided))))
+  )
+}
 
 it.effect("a subscription has the concurrency and the time to drain of the environment", () =>
   Effect.gen(function* () {
