@@ -2,7 +2,7 @@
 import { createServer } from "node:http"
 import type { AddressInfo } from "node:net"
 import { afterEach, assert, describe, it } from "@effect/vitest"
-import { killAll, mainWith } from "./support.ts"
+import { killAll, mainWith, until } from "./support.ts"
 
 const nothing = {
   COHORT_BACKEND: undefined,
@@ -75,5 +75,14 @@ describe("a command that is refused says in a line", { timeout: 60_000 }, () => 
     }
     assert.notInclude(run.output, "✓ settings")
     assert.match(run.output, /^cohort: 3 things to see to$/m)
+  })
+
+  it("that Redis is away, and ends then", async () => {
+    const env = { REDIS_URL: "redis://127.0.0.1:1", REDIS_TIMEOUT: "1 second" }
+    const run = mainWith({ ...nothing, ...env }, "queue", "list", "--backend", "redis")
+    await until("it says so", () => run.output.endsWith("\n") || undefined)
+    const said = performance.now()
+    assert.strictEqual(await run.exited, 1, run.output)
+    assert.isBelow(performance.now() - said, 1_500)
   })
 })

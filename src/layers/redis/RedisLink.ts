@@ -116,7 +116,8 @@ export const make = <C extends Redis | Cluster>(options: {
         reconnect.close()
         // What is written goes out, but nobody waits for the other side to say goodbye: it may be dead.
         const streams = nodesOf(client).map(({ stream }) => stream as Socket | undefined)
-        client.disconnect()
+        // One that has ended has nothing to end; asked to, ioredis would keep the process for two seconds more.
+        if (client.status !== "end") client.disconnect()
         for (const stream of streams) {
           stream?.setTimeout(timeout, () => stream.destroy())
           stream?.destroySoon()
