@@ -199,6 +199,12 @@ describe("the Kubernetes manifests", () => {
     }
   })
 
+  // Kubernetes would: COHORT_PORT=tcp://10.96.0.12:80 for a Service that is called cohort.
+  it("let no Service set a variable of the instances", () => {
+    assert.isTrue(ofKind("Service").some(({ metadata }) => settings.has(`${metadata.name.toUpperCase()}_PORT`)))
+    for (const { spec } of deployments) assert.isFalse(spec.template.spec.enableServiceLinks)
+  })
+
   it("give instances settings that exist; urls are secrets", () => {
     const [{ data }] = ofKind("ConfigMap") as [any]
     const [{ stringData }] = ofKind("Secret") as [any]
