@@ -262,9 +262,9 @@ const demo = Command.make("demo", { backend, instances: instances(2), files }, (
 const commands = Commands.make(
   { backend: backendOf(""), app },
   (options) =>
-    Effect.map(Settings.read, (settings) => ({
+    Effect.map(Effect.mapError(Cohort.instanceSettings.app.config, ofConfig), (name) => ({
       backends: backendsOf(options.backend),
-      app: Option.getOrElse(options.app, () => settings.app ?? "cohort-host")
+      app: Option.getOrElse(options.app, () => name ?? "cohort-host")
     })),
   reported
 )

@@ -5,16 +5,15 @@
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
-import type * as Config from "effect/Config"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
+import * as Result from "effect/Result"
 import * as AmqpOptions from "../layers/amqp/AmqpOptions.ts"
-import * as Cohort from "../layers/Cohort.ts"
+import type * as Cohort from "../layers/Cohort.ts"
 import * as RedisOptions from "../layers/redis/RedisOptions.ts"
-import * as Host from "./Host.ts"
 import { describe, ofConfig, type Refused } from "./Refused.ts"
 import * as Server from "./Server.ts"
-import { hostSettings } from "./settings.ts"
+import { type Section, sections } from "./settings.ts"
 import * as Database from "./sql/settings.ts"
 
 export interface Finding {
@@ -53,33 +52,34 @@ export const skew = <E, R>(about: string, read: Effect.Effect<number, E, R>): Ef
 const examined = (about: string, examine: Examination): Examination =>
   Effect.catchCause(examine, (cause) => Effect.succeed([wrong(about, describe(Cause.squash(cause)))]))
 
-/** What of the settings cannot be read. */
-const unreadable = (configs: ReadonlyArray<Config.Config<unknown>>): Effect.Effect<ReadonlyArray<Finding>> =>
-  Effect.map(
-    Effect.forEach(configs, (config) =>
-      Effect.match(config, {
-        onSuccess: () => [],
-        onFailure: (error) => [wrong("settings", ofConfig(error).detail)]
-      })
-    ),
-    (found) => found.flat()
-  )
+/** What of the settings cannot be read: each of them, and then what does not go together. */
+const unreadable = (sections: ReadonlyArray<Section>): Effect.Effect<Set<string>> =>
+  Effect.gen(function* () {
+    const found = new Set<string>()
+    for (const { config, settings } of sections) {
+      for (const one of [...Object.values(settings).map(({ config }) => config), config]) {
+        const read = yield* Effect.result(one)
+        if (Result.isFailure(read)) found.add(ofConfig(read.failure).detail)
+      }
+    }
+    return found
+  })
 
 /** Everything that there is to find. */
 export const examine = (backendsOf: Effect.Effect<Cohort.Backends, Refused>): Examination =>
   Effect.gen(function* () {
-    const backends = yield* backendsOf
-    const used = new Set<Cohort.Backend>(Object.values(backends))
+    const chosen = yield* Effect.result(backendsOf)
+    const used = new Set<Cohort.Backend>(Result.isSuccess(chosen) ? Object.values(chosen.success) : [])
     const isRedisNamed = Option.isSome(yield* Server.named(["REDIS_URL", "REDIS_SENTINELS", "REDIS_CLUSTER"]))
     const isRedisUsed = used.has("redis") || (used.has("amqp") && isRedisNamed)
-    const settings = yield* unreadable([
-      Cohort.config,
-      ...Object.values({ ...hostSettings, ...Host.settings }).map(({ config }) => config),
-      Database.config,
-      ...(isRedisUsed ? [RedisOptions.config] : []),
-      ...(used.has("amqp") ? [AmqpOptions.config] : [])
-    ])
-    if (settings.length > 0) return settings
+    const unused: ReadonlyArray<unknown> = [
+      ...(isRedisUsed ? [] : [RedisOptions.config]),
+      ...(used.has("amqp") ? [] : [AmqpOptions.config])
+    ]
+    const settings = yield* unreadable(sections.filter(({ config }) => !unused.includes(config)))
+    if (Result.isFailure(chosen)) settings.add(chosen.failure.detail)
+    if (settings.size > 0) return [...settings].map((detail) => wrong("settings", detail))
+    const backends = yield* Effect.fromResult(chosen)
     const findings: Array<Finding> = [right("settings", "all can be read")]
     if (used.has("memory")) {
       findings.push(right("memory", "in this process: nothing to look at, and nothing is kept when it ends"))

@@ -120,6 +120,22 @@ describe("cohort doctor", { timeout: 120_000 }, () => {
       onRedis({ COHORT_LOCK_TTL: "soon" }),
       /^✗ settings: COHORT_LOCK_TTL: expected a duration, such as `5 seconds`$/m
     ))
+  it("names every setting that makes no sense, and not only the first", async () => {
+    const wrong = {
+      COHORT_LOCK_TTL: "soon",
+      COHORT_QUEUE_LEASE: "later",
+      WORKER_MODE: "!!",
+      COHORT_PORT: "http",
+      COHORT_DRAIN_DELAY: "a while",
+      DATABASE_URL: "here"
+    }
+    const about = (output: string) => [...output.matchAll(/^✗ settings: (\w+): /gm)].map(([, name]) => name!)
+    const redis = await doctor(onRedis({ ...wrong, REDIS_TIMEOUT: "x", REDIS_TLS: "perhaps" }), 1)
+    assert.sameMembers(about(redis), [...Object.keys(wrong), "REDIS_TIMEOUT", "REDIS_TLS"])
+    const backends = await doctor({ ...wrong, WORKER_MODE: "", COHORT_BACKEND: "none", COHORT_QUEUE: "rabbit" }, 1)
+    const others = Object.keys(wrong).filter((name) => name !== "WORKER_MODE")
+    assert.sameMembers(about(backends), [...others, "COHORT_BACKEND", "COHORT_QUEUE"])
+  })
   it("names a backend that does not exist", () =>
     finds(onRedis({ COHORT_QUEUE: "rabbit" }), /^✗ settings: COHORT_QUEUE: expected "memory" \| "redis" \| "amqp"$/m))
 
