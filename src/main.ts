@@ -12,6 +12,7 @@ import * as CliOutput from "effect/cli/CliOutput"
 import * as Command from "effect/cli/Command"
 import * as Flag from "effect/cli/Flag"
 import * as SecureRandom from "effect/crypto/SecureRandom"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
@@ -19,7 +20,7 @@ import * as Option from "effect/Option"
 import * as Path from "effect/Path"
 import * as References from "effect/References"
 import * as Schema from "effect/Schema"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Backing from "./host/Backing.ts"
 import * as Commands from "./host/commands.ts"
 import * as Demo from "./host/Demo.ts"
@@ -28,6 +29,7 @@ import { describe, ofConfig, Refused } from "./host/Refused.ts"
 import * as Report from "./host/Report.ts"
 import * as Server from "./host/Server.ts"
 import * as Settings from "./host/settings.ts"
+import * as Signals from "./host/Signals.ts"
 import * as Cohort from "./layers/Cohort.ts"
 import * as MemoryHub from "./layers/memory/MemoryHub.ts"
 import { CsvFiles } from "./plugins/data-source-main/index.ts"
@@ -191,16 +193,28 @@ const startAll = (options: {
     }
     const stores = Layer.succeedContext(yield* Layer.build(Host.storesMemory))
     const csv = Layer.succeedContext(yield* Layer.build(CsvFiles.layerDirectory(directory)))
+    // A second signal does not wait for what drains, as it does not where instances are processes.
+    const hurry = yield* Signals.second
+    yield* Effect.forkScoped(
+      Effect.andThen(
+        Deferred.await(hurry),
+        Effect.sync(() => process.exit(130))
+      )
+    )
+    // They stop at the same time, each in its order.
+    const all = yield* Scope.fork(yield* Scope.Scope, "parallel")
     const instances = yield* Effect.forEach(names, (id, i) =>
-      Host.start({
-        app,
-        id,
-        port: port === 0 ? 0 : port + i,
-        services: Layer.merge(
-          Backing.withStores(Cohort.layerMixed({ ...shared, ...backends, app, id, hub }), stores),
-          csv
-        )
-      })
+      Effect.flatMap(Scope.fork(all), (scope) =>
+        Host.start({
+          app,
+          id,
+          port: port === 0 ? 0 : port + i,
+          services: Layer.merge(
+            Backing.withStores(Cohort.layerMixed({ ...shared, ...backends, app, id, hub }), stores),
+            csv
+          )
+        }).pipe(Scope.provide(scope))
+      )
     )
     return { instances, where: `on the memory backend, ${yield* Backing.dataIn("memory")}`, failed: Effect.never }
   })

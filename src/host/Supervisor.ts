@@ -16,7 +16,6 @@ import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import type * as FileSystem from "effect/FileSystem"
 import * as Option from "effect/Option"
@@ -32,13 +31,12 @@ import * as Backing from "./Backing.ts"
 import * as Host from "./Host.ts"
 import { describe, ofConfig, Refused } from "./Refused.ts"
 import * as Server from "./Server.ts"
+import * as Signals from "./Signals.ts"
 
 /** How long a child may take to listen. */
 const startWithin = "60 seconds"
 /** A child that ran this long was well. */
 const well = "30 seconds"
-/** What comes within this time of a signal is the same one: npm passes on the Ctrl-C that its terminal sends as well. */
-const sameSignal = "500 millis"
 
 const restarts = Schedule.min([Schedule.exponential("200 millis"), Schedule.spaced("10 seconds")]).pipe(
   Schedule.jittered
@@ -66,28 +64,6 @@ export interface Cluster {
   readonly failed: Effect.Effect<never, Refused>
 }
 
-/** Done with the second signal to this process. */
-const secondSignal: Effect.Effect<Deferred.Deferred<void>, never, Scope.Scope> = Effect.gen(function* () {
-  const clock = yield* Clock.Clock
-  const second = yield* Deferred.make<void>()
-  let first: bigint | undefined
-  const onSignal = () => {
-    const now = clock.monotonicTimeNanosUnsafe()
-    first ??= now
-    if (now - first > Duration.toNanosUnsafe(sameSignal)) Deferred.doneUnsafe(second, Exit.void)
-  }
-  yield* Effect.acquireRelease(
-    Effect.sync(() => {
-      for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, onSignal)
-    }),
-    () =>
-      Effect.sync(() => {
-        for (const signal of ["SIGINT", "SIGTERM"]) process.off(signal, onSignal)
-      })
-  )
-  return second
-})
-
 /** Prints each line of a child's output after its name. */
 const forward = <E>(name: string, output: Stream.Stream<Uint8Array, E>, print: (line: string) => Effect.Effect<void>) =>
   output.pipe(
@@ -107,7 +83,7 @@ export const start = (
   options: Options
 ): Effect.Effect<Cluster, Refused, ChildProcessSpawner | FileSystem.FileSystem | Scope.Scope> =>
   Effect.gen(function* () {
-    const hurry = yield* secondSignal
+    const hurry = yield* Signals.second
     const stopWithin = yield* Effect.mapError(Host.stopWithin, ofConfig)
     const servers = yield* Effect.forEach(yield* Backing.servers(options.backends), Server.make, {
       concurrency: "unbounded"

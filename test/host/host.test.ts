@@ -2,8 +2,9 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import path from "node:path"
+import { setTimeout as sleep } from "node:timers/promises"
 import { afterEach, assert, describe, it } from "@effect/vitest"
-import { killAll, main, request, until, urls } from "./support.ts"
+import { killAll, main, mainWith, request, until, urls } from "./support.ts"
 
 afterEach(killAll)
 
@@ -80,6 +81,26 @@ describe("npm start", () => {
     host.kill("SIGINT")
     assert.strictEqual(await host.exited, 130)
     assert.match(host.output, /Stopping: .*\nStopped\.\n$/)
+  })
+
+  it("stops its instances at the same time, and at once on a second Ctrl-C", { timeout: 60_000 }, async () => {
+    /** How many milliseconds it takes to stop. */
+    const stopped = async (drainDelay: string, signals: number) => {
+      const host = mainWith({ COHORT_DRAIN_DELAY: drainDelay }, "start", "--port", "0")
+      await urls(host, 3)
+      const since = performance.now()
+      for (let i = 0; i < signals; i++) {
+        // Two signals at a time are one Ctrl-C.
+        if (i > 0) await sleep(700)
+        host.kill("SIGINT")
+      }
+      assert.strictEqual(await host.exited, 130)
+      return performance.now() - since
+    }
+    const [once, twice] = await Promise.all([stopped("8 seconds", 1), stopped("10 minutes", 2)])
+    assert.isAtLeast(once, 8_000)
+    assert.isBelow(once, 16_000)
+    assert.isBelow(twice, 8_000)
   })
 
   it("says in one line why it cannot start", async () => {
