@@ -3,9 +3,11 @@
  * the servers of the backends that are used, how they keep what they are given, and
  * whether their clocks agree with this one.
  */
+import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import * as FileSystem from "effect/FileSystem"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as AmqpOptions from "../layers/amqp/AmqpOptions.ts"
@@ -65,6 +67,35 @@ const unreadable = (sections: ReadonlyArray<Section>): Effect.Effect<Set<string>
     return found
   })
 
+/** How many letters have to be changed, added or taken away. */
+const distance = (a: string, b: string): number => {
+  let row = Array.from({ length: b.length + 1 }, (_, i) => i)
+  for (let i = 1; i <= a.length; i++) {
+    const above = row
+    row = [i]
+    for (let j = 1; j <= b.length; j++) {
+      row.push(Math.min(above[j]! + 1, row[j - 1]! + 1, above[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)))
+    }
+  }
+  return row[b.length]!
+}
+
+/** Names that are almost those of settings which nobody has set. What else begins like them may be somebody else's. */
+const misspelt: Effect.Effect<ReadonlyArray<Finding>> = Effect.gen(function* () {
+  const fs = yield* FileSystem.FileSystem
+  const file = yield* Effect.orElseSucceed(fs.readFileString(".env"), () => "")
+  const inFile = [...file.matchAll(/^\s*(?:export\s+)?([\w.-]+)\s*[=:]/gm)].map(([, name]) => name!)
+  const names = new Set([...Object.keys(process.env), ...inFile])
+  const known = sections.flatMap(({ settings }) => Object.values(settings).map(({ name }) => name))
+  const missed = known.filter((name) => /^COHORT_|_URL$/.test(name) && !names.has(name))
+  return [...names]
+    .filter((name) => !known.includes(name))
+    .flatMap((name) => {
+      const meant = missed.find((setting) => distance(name.toUpperCase(), setting) <= 2)
+      return meant === undefined ? [] : [wrong("settings", `${name} is none: ${meant}?`)]
+    })
+}).pipe(Effect.provide(NodeFileSystem.layer))
+
 /** Everything that there is to find. */
 export const examine = (backendsOf: Effect.Effect<Cohort.Backends, Refused>): Examination =>
   Effect.gen(function* () {
@@ -80,7 +111,7 @@ export const examine = (backendsOf: Effect.Effect<Cohort.Backends, Refused>): Ex
     if (Result.isFailure(chosen)) settings.add(chosen.failure.detail)
     if (settings.size > 0) return [...settings].map((detail) => wrong("settings", detail))
     const backends = yield* Effect.fromResult(chosen)
-    const findings: Array<Finding> = [right("settings", "all can be read")]
+    const findings: Array<Finding> = [right("settings", "all can be read"), ...(yield* misspelt)]
     if (used.has("memory")) {
       findings.push(right("memory", "in this process: nothing to look at, and nothing is kept when it ends"))
     }

@@ -1,5 +1,8 @@
 /** `cohort doctor` on servers that have something wrong with them, each a real one where that can be had. */
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { createServer } from "node:net"
+import { tmpdir } from "node:os"
+import path from "node:path"
 import { afterAll, afterEach, assert, beforeAll, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -7,7 +10,7 @@ import * as Scope from "effect/Scope"
 import * as PostgresServer from "../servers/PostgresServer.ts"
 import * as RabbitServer from "../servers/RabbitServer.ts"
 import * as RedisServer from "../servers/RedisServer.ts"
-import { killAll, mainWith } from "./support.ts"
+import { killAll, mainIn, mainWith } from "./support.ts"
 
 const scope = Effect.runSync(Scope.make())
 const during = <A>(make: Effect.Effect<A, never, Scope.Scope>) => Effect.runPromise(Scope.provide(make, scope))
@@ -135,6 +138,23 @@ describe("cohort doctor", { timeout: 120_000 }, () => {
     const backends = await doctor({ ...wrong, WORKER_MODE: "", COHORT_BACKEND: "none", COHORT_QUEUE: "rabbit" }, 1)
     const others = Object.keys(wrong).filter((name) => name !== "WORKER_MODE")
     assert.sameMembers(about(backends), [...others, "COHORT_BACKEND", "COHORT_QUEUE"])
+  })
+  it("names a variable that is almost a setting, in the environment or in .env, and no other", async () => {
+    const folder = mkdtempSync(path.join(tmpdir(), "cohort-doctor-"))
+    try {
+      writeFileSync(path.join(folder, ".env"), "COHORT_BAKEND=redis\n  export REDIS_URI=redis://s3cret@there\n")
+      const others = { COHORT_SERVICE_HOST: "10.0.0.1", COHORT_PASSWORD: "s3cret", DATABASE_URI: "x", DATABASE_URL: "" }
+      const run = mainIn(folder, { ...clean, ...others, cohort_lock_tll: "5 seconds" }, "doctor")
+      assert.strictEqual(await run.exited, 1, run.output)
+      assert.sameMembers(run.output.match(/^✗.*$/gm) ?? [], [
+        "✗ settings: COHORT_BAKEND is none: COHORT_BACKEND?",
+        "✗ settings: REDIS_URI is none: REDIS_URL?",
+        "✗ settings: cohort_lock_tll is none: COHORT_LOCK_TTL?"
+      ])
+      assert.notInclude(run.output, "s3cret")
+    } finally {
+      rmSync(folder, { recursive: true })
+    }
   })
   it("names a backend that does not exist", () =>
     finds(onRedis({ COHORT_QUEUE: "rabbit" }), /^✗ settings: COHORT_QUEUE: expected "memory" \| "redis" \| "amqp"$/m))
