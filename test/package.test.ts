@@ -68,6 +68,12 @@ describe("the package", () => {
     )
   })
 
+  // With another beside it types do not fit, and the compiler does not say why; npm refuses what does not go together.
+  it("leaves it to its user which Effect there is", () => {
+    assert.property(manifest.peerDependencies, "effect")
+    assert.notProperty(manifest.dependencies, "effect")
+  })
+
   it("runs: a lock is taken with nothing but the package", () => {
     const probe = path.join(temporary, "run.mjs")
     writeFileSync(
