@@ -460,7 +460,7 @@ const makeNamed = <A, R>(
     })
 
   const bypassed = (key: string) => (error: CacheError) =>
-    Effect.logWarning("Cache unavailable; the load runs without it", error).pipe(
+    Effect.logWarning("Cache unavailable; the load runs without it", error.message).pipe(
       Effect.annotateLogs({ cache: name, key }),
       Effect.andThen(Metric.update(Metrics.cacheBypassed, 1)),
       Effect.andThen(Effect.undefined)

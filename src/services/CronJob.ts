@@ -120,7 +120,7 @@ export const make = <E, R>(
         { at: Schema.decodeSync(Schema.DateTimeUtcFromMillis)(at.getTime()) },
         { id: at.toISOString() }
       ).pipe(
-        Effect.tapError((error) => Effect.logWarning("Cron job not published; trying again", error)),
+        Effect.tapError((error) => Effect.logWarning("Cron job not published; trying again", error.message)),
         Effect.retry(outage)
       )
 

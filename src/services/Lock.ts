@@ -288,7 +288,7 @@ class Held extends Timers.Timer implements Lease {
     const released = this.env.store.release(this.grant)
     if (settled(released) !== undefined) return undefined
     return Effect.catch(released, (reason) =>
-      Effect.logWarning("Lock not released; it expires with its ttl", reason).pipe(
+      Effect.logWarning("Lock not released; it expires with its ttl", reason.message).pipe(
         Effect.annotateLogs({ lock: this.key, fence: this.fence, instance: this.env.instance })
       )
     )

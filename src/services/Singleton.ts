@@ -21,7 +21,7 @@ import * as Exit from "effect/Exit"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { Instance } from "./Instance.ts"
-import { pretty } from "./internal/pretty.ts"
+import { brief } from "./internal/pretty.ts"
 import * as Timers from "./internal/Timers.ts"
 import * as Validate from "./internal/validate.ts"
 import * as Lock from "./Lock.ts"
@@ -81,7 +81,7 @@ export const make = <E, R>(
         Effect.tap((exit) =>
           Exit.isSuccess(exit)
             ? Effect.void
-            : Effect.logWarning("Singleton stopped; lining up again", pretty(exit.cause))
+            : Effect.logWarning("Singleton stopped; lining up again", brief(exit.cause))
         ),
         Effect.map(() => begun !== undefined && now() - begun >= well)
       )

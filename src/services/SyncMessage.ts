@@ -260,7 +260,7 @@ export const makeService = (
       for (const { numbers } of receivers) numbers.forget(now() - forgetAfter * interval)
       return Object.keys(sent).length === 0 ? Effect.void : announce
     }).pipe(
-      Effect.catch((error) => Effect.logWarning("Sync announcement not sent", error)),
+      Effect.catch((error) => Effect.logWarning("Sync announcement not sent", error.message)),
       Effect.delay(interval),
       Effect.forever,
       Effect.forkScoped

@@ -46,6 +46,7 @@ import * as Health from "./Health.ts"
 import * as AfterCommit from "./internal/afterCommit.ts"
 import * as OutboxTable from "./internal/outbox/OutboxTable.ts"
 import * as Relay from "./internal/outbox/Relay.ts"
+import { brief } from "./internal/pretty.ts"
 import * as Validate from "./internal/validate.ts"
 import * as Metrics from "./Metrics.ts"
 import { type InvalidInput, Unavailable } from "./Reason.ts"
@@ -165,7 +166,7 @@ export const make = (
       }
     })
 
-    yield* Effect.catchCause(look, (cause) => Effect.logWarning("Cannot look into the outbox", cause)).pipe(
+    yield* Effect.catchCause(look, (cause) => Effect.logWarning("Cannot look into the outbox", brief(cause))).pipe(
       Effect.delay(interval),
       Effect.forever,
       Effect.forkScoped

@@ -138,7 +138,7 @@ export const make = (
       yield* Effect.logWarning("Worker id lost; looking for another")
     }).pipe(Effect.scoped)
     yield* hold.pipe(
-      Effect.tapError((error) => Effect.logWarning("No worker id", error)),
+      Effect.tapError((error) => Effect.logWarning("No worker id", error.message)),
       Effect.retry(again),
       Effect.forever,
       Effect.forkScoped

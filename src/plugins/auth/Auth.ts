@@ -163,7 +163,9 @@ export const plugin = Plugin.make(names.name, {
       Effect.forever
     )
     yield* Lock.runExclusive(names.key("purge"), purge).pipe(
-      Effect.catch((error) => Effect.delay(Effect.logWarning("Not purging revocations for now", error), "5 seconds")),
+      Effect.catch((error) =>
+        Effect.delay(Effect.logWarning("Not purging revocations for now", error.message), "5 seconds")
+      ),
       Effect.forever,
       Effect.forkScoped
     )

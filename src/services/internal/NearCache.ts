@@ -218,7 +218,7 @@ export const open = (
           Effect.annotateLogs(
             Effect.logWarning(
               "Other instances were not told of a write; they may keep what is near until its ttl",
-              error
+              error.message
             ),
             { cache: cache.prefix }
           )

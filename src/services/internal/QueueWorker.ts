@@ -28,7 +28,7 @@ import * as Metrics from "../Metrics.ts"
 import type { InvalidInput, Unavailable } from "../Reason.ts"
 import { awaitStop, stopGrace } from "./fibers.ts"
 import type { Count, Durations } from "./counts.ts"
-import { pretty } from "./pretty.ts"
+import { brief, pretty } from "./pretty.ts"
 import { settled } from "./settled.ts"
 import { consuming, isTraced } from "./telemetry.ts"
 import type * as Timers from "./Timers.ts"
@@ -350,7 +350,7 @@ export const run = <A, RD, RE, R, R2>(
         })
       })
     }).pipe(
-      Effect.catch((error) => logWarning("Job leases not renewed", error)),
+      Effect.catch((error) => logWarning("Job leases not renewed", error.message)),
       Effect.delay((lease as number) / 3),
       Effect.forever,
       Effect.forkIn(workerScope)
@@ -438,7 +438,7 @@ export const run = <A, RD, RE, R, R2>(
         Cause.hasInterruptsOnly(cause)
           ? Effect.interrupt
           : Effect.andThen(
-              logWarning("Queue unavailable; trying again", pretty(cause)),
+              logWarning("Queue unavailable; trying again", brief(cause)),
               Effect.orDie(Effect.retry(Effect.sandbox(step), outageBackoff))
             )
       ),

@@ -164,7 +164,10 @@ export const make = (
       )
 
     const warn = (channel: Channel, error: SqlError | Unavailable | InvalidInput) =>
-      Effect.annotateLogs(Effect.logWarning("Outbox not relayed; tried again", error), { kind, channel: channel.name })
+      Effect.annotateLogs(Effect.logWarning("Outbox not relayed; tried again", error.message), {
+        kind,
+        channel: channel.name
+      })
 
     const drain = (channel: Channel): Effect.Effect<void> =>
       pass(channel).pipe(
