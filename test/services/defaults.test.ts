@@ -8,6 +8,7 @@ import * as References from "effect/References"
 import * as Schema from "effect/Schema"
 import { TestClock } from "effect/testing"
 import { Cohort, Defaults, EventQueue, Job, Lock } from "../../src/index.ts"
+import { TestEventQueue } from "../../src/testing/index.ts"
 
 const Sleep = Job.make("sleep", Schema.Void, { timeout: "1 hour" })
 
@@ -81,6 +82,18 @@ it.effect("a subscription has the concurrency and the time to drain of the envir
     yield* Fiber.join(subscribed)
     assert.strictEqual(interrupted, 2)
   }).pipe(Effect.provide(configured))
+)
+
+it.effect("a test that is over while a handler runs does not wait for it, told not to", () =>
+  Effect.gen(function* () {
+    yield* EventQueue.subscribe(Sleep, { process: () => Effect.never })
+    yield* EventQueue.publish(Sleep, undefined)
+    yield* TestClock.adjust("1 second")
+  }).pipe(
+    Effect.provide(
+      TestEventQueue.layerTest.pipe(Layer.provide(Layer.succeed(Defaults.Defaults, { shutdownTimeout: 0 })))
+    )
+  )
 )
 
 const seenBy = (telemetry: string) =>
