@@ -141,6 +141,8 @@ describe("a queue on RabbitMQ", () => {
         yield* proxy.latency(0)
         mayEnd = true
         yield* until("all end", () => ended === 20)
+        // So that closing need not wait.
+        yield* server.control("set_vm_memory_high_watermark", "0.6")
       }),
     120_000
   )
@@ -247,6 +249,27 @@ describe("a queue on RabbitMQ", () => {
         const [{ id, payload, reason }] = letters as [(typeof letters)[0]]
         assert.deepStrictEqual([id, reason, Option.getOrThrow(payload).length], ["x", "Failed", 19_000])
         assert.strictEqual(yield* queue.redrive(Texts, "all"), 1)
+      }),
+    120_000
+  )
+
+  it.live(
+    "tells of a job that a policy of RabbitMQ has ended, which can be redriven",
+    () =>
+      Effect.gen(function* () {
+        const server = yield* RabbitServer.make()
+        yield* server.control("set_policy", "ttl", "^cohort[.]jobs", '{"message-ttl":100}')
+        const queue = yield* connect(server.url, freshApp())
+        yield* queue.publish(Numbered, 1)
+        let errors: ReadonlyArray<string> = []
+        yield* until("it is a dead letter", async () => {
+          errors = (await Effect.runPromise(queue.deadLetters(Numbered))).map(({ lastError }) => lastError)
+          return errors.length > 0
+        })
+        assert.deepStrictEqual(errors, ["it waited longer than a policy of RabbitMQ lets it (message-ttl)"])
+        yield* server.control("clear_policy", "ttl")
+        assert.strictEqual(yield* queue.redrive(Numbered, "all"), 1)
+        assert.strictEqual((yield* queue.depth(Numbered)).ready, 1)
       }),
     120_000
   )

@@ -426,16 +426,19 @@ const isTooLarge = ({ cause }: Unavailable) => cause instanceof TooLarge
 const readDeath = (content: Buffer, headers: MessagePropertyHeaders | undefined): DeathRecord | undefined => {
   const job = readJob(content)
   if (job !== undefined) {
-    const isRejected = headers?.["x-first-death-reason"] === "rejected"
-    const error = isRejected
-      ? "it failed, and is too large for RabbitMQ together with the error"
-      : "it was given to workers too often"
+    const why = headers?.["x-first-death-reason"]
+    const error =
+      why === "rejected"
+        ? "it failed, and is too large for RabbitMQ together with the error"
+        : why === "expired"
+          ? "it waited longer than a policy of RabbitMQ lets it (message-ttl)"
+          : "it was given to workers too often"
     const { meta, payload } = job
     return {
       death: {
         job: { meta: { ...meta, attempts: 0 }, payload },
         attempts: meta.maxRetries + 1,
-        reason: isRejected ? "Failed" : "WorkerLost",
+        reason: why === "rejected" ? "Failed" : "WorkerLost",
         firstError: meta.firstError ?? error,
         lastError: error,
         diedAt: meta.publishedAt
