@@ -2,6 +2,8 @@ import { assert, describe, it } from "@effect/vitest"
 import { connect as connectRaw } from "amqplib"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
@@ -270,6 +272,48 @@ describe("a queue on RabbitMQ", () => {
         yield* server.control("clear_policy", "ttl")
         assert.strictEqual(yield* queue.redrive(Numbered, "all"), 1)
         assert.strictEqual((yield* queue.depth(Numbered)).ready, 1)
+      }),
+    120_000
+  )
+
+  it.live(
+    "whose redriving is interrupted does not redrive again what was redriven",
+    () =>
+      Effect.gen(function* () {
+        const app = freshApp()
+        const url = yield* RabbitServer.sharedUrl
+        const queue = yield* connect(url, app)
+        let isFailing = true
+        const runs = new Map<number, number>()
+        const process = (n: number) =>
+          Effect.suspend(() => {
+            if (isFailing) return Effect.fail("no")
+            runs.set(n, (runs.get(n) ?? 0) + 1)
+            return Effect.void
+          })
+        yield* queue.subscribe(Numbered, { concurrency: 100, process })
+        const numbers = Array.from({ length: 10_000 }, (_, n) => n)
+        yield* Effect.forEach(numbers, (n) => queue.publish(Numbered, n), { concurrency: 100, discard: true })
+        const dead = () =>
+          Effect.runPromise(
+            Effect.orElseSucceed(
+              Effect.map(queue.depth(Numbered), ({ dead }) => dead),
+              () => -1
+            )
+          )
+        yield* until("they die", async () => (await dead()) === numbers.length)
+        isFailing = false
+        const redriving = yield* Effect.forkChild(queue.redrive(Numbered, "all"))
+        yield* until("some of them ran", () => runs.size > 2_000)
+        yield* Fiber.interrupt(redriving)
+        assert.isTrue(Exit.hasInterrupts(yield* Fiber.await(redriving)), "it was under way")
+        yield* queue.redrive(Numbered, "all")
+        yield* until("all ran", async () => {
+          const { inFlight, ready } = await Effect.runPromise(queue.depth(Numbered))
+          return ready + inFlight === 0 && runs.size === numbers.length
+        })
+        // It has 500 in hand at a time.
+        assert.isAtMost([...runs.values()].filter((count) => count > 1).length, 500)
       }),
     120_000
   )

@@ -396,7 +396,7 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
           inParts(chosen(dead, ids), (part) =>
             Effect.gen(function* () {
               const redriven: Array<Letter> = []
-              const putting = yield* Effect.exit(
+              yield* Effect.onExit(
                 Effect.forEach(
                   part,
                   (letter) => {
@@ -408,10 +408,10 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
                     return Effect.map(put, (isNew) => isNew && redriven.push(letter))
                   },
                   { concurrency: 500, discard: true }
-                )
+                ),
+                // However that ends: who redrives again must not run them again.
+                () => (redriven.length > 0 ? remove(queueOf(channel), redriven) : Effect.void)
               )
-              if (redriven.length > 0) yield* remove(queueOf(channel), redriven)
-              yield* putting
               return redriven.length
             })
           )
