@@ -79,6 +79,8 @@ class Link implements LogStream {
   /** So many of the next records are refused. */
   refusing = 0
   opened = 0
+  /** Delivers so many records more. */
+  allowance = Number.POSITIVE_INFINITY
   /** How long it takes to open, in milliseconds. */
   slowness = 0
   private refuses = false
@@ -137,7 +139,8 @@ class Link implements LogStream {
       if (session === undefined || this.stalled) return
       session.cursor = Math.max(session.cursor, stream.first)
       while (stream.records[session.cursor - stream.first] === nothing) session.cursor++
-      if (session.cursor >= stream.next) return
+      if (session.cursor >= stream.next || this.allowance === 0) return
+      this.allowance--
       const offset = session.cursor++
       session.onRecord(offset, stream.records[offset - stream.first]!)
       this.wake()
@@ -241,6 +244,35 @@ const recording = (link: Link) =>
   })
 
 describe("the replicated log", () => {
+  it.effect("whoever starts waits until it has caught up, while there is something to read", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const a = yield* recording(stream.link())
+      for (let i = 0; i < 20; i++) yield* now(a.say(`${i}`))
+      for (const stalls of [false, true]) {
+        const link = stream.link()
+        const log = yield* logOn(link, { eager: true })
+        const fold = recorder()
+        link.allowance = 0
+        const starting = yield* start(log.attach(fold))
+        for (let i = 0; i < 8; i++) {
+          link.allowance = 1
+          link.wake()
+          yield* pass(1)
+          assert.isFalse(ended(starting))
+        }
+        if (!stalls) {
+          link.allowance = Number.POSITIVE_INFINITY
+          link.wake()
+        }
+        yield* pass(stalls ? 4 : 1.5)
+        assert.isTrue(ended(starting))
+        assert.strictEqual(log.isFresh(), !stalls)
+        if (!stalls) assert.lengthOf(fold.seen, 20)
+      }
+    })
+  )
+
   it.effect("an append is answered at its place in the one order, on every instance", () =>
     Effect.gen(function* () {
       const stream = new MemoryStream()

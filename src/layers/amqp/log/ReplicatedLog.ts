@@ -57,7 +57,10 @@ export class ReplicatedLog extends Context.Service<
     readonly beat: number
     /** How much the log retains. */
     readonly retention: AmqpLogStream.Retention
-    /** Folds the log from its first record on; waits until it has caught up if it is `eager`, but for no longer than the timeout. */
+    /**
+     * Folds the log from its first record on. If it is `eager`, waits until it has caught up: for the timeout, and for as
+     * long as there is something to read, but a minute at most.
+     */
     readonly attach: (fold: Fold) => Effect.Effect<void>
     readonly isLive: () => boolean
     /** Whether memory is not older than `staleness`. */
@@ -106,6 +109,9 @@ export interface Options {
 
 /** So many offsets has RabbitMQ for itself where a segment begins. One that was forgotten has at least one more. */
 const reserved = 1
+
+/** For how long whoever starts reads what there is, in milliseconds, before it goes on without. */
+const longestStart = 60_000
 
 /** Whoever waits for the log must have a fair chance to see it come back. */
 const reopen = (timeout: number) =>
@@ -400,6 +406,12 @@ export const make = (
 
     const fresh = Effect.suspend(() => (isFresh() ? Exit.void : awaitingFresh.wait))
 
+    /** Waits until memory is fresh, or nothing was read for the timeout. */
+    const caughtUp: Effect.Effect<void> = Effect.suspend(() => {
+      const before = last?.offset
+      return Effect.catch(fresh, () => (last?.offset === before ? Effect.void : caughtUp))
+    })
+
     // --- what is asked in one turn shares a mark ---
 
     let syncing: Array<(exit: Exit.Exit<void, Unavailable>) => void> | undefined
@@ -428,7 +440,9 @@ export const make = (
           last = undefined
           live = false
           end("another fold")
-          return eager ? Effect.ignore(fresh) : Effect.void
+          return eager
+            ? Effect.timeoutOrElse(caughtUp, { duration: longestStart, orElse: () => Effect.void })
+            : Effect.void
         }),
       isLive: () => live,
       isFresh,
