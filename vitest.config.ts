@@ -1,4 +1,5 @@
 import { readFileSync } from "node:fs"
+import { availableParallelism } from "node:os"
 import { defineConfig } from "vitest/config"
 
 const { exports } = JSON.parse(readFileSync(new URL("package.json", import.meta.url), "utf8")) as {
@@ -23,6 +24,8 @@ export default defineConfig({
     // A limit for what hangs: machines are busy.
     testTimeout: 60_000,
     hookTimeout: 120_000,
-    maxConcurrency: 10
+    maxConcurrency: 10,
+    // Most of the time is spent waiting for servers, so that on two cores two files at a time take less than one.
+    maxWorkers: Math.max(availableParallelism() - 1, 2)
   }
 })
