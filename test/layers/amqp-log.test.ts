@@ -76,6 +76,8 @@ class Link implements LogStream {
   stalled = false
   /** Loses what is appended, and does not tell. */
   lossy = false
+  /** What was lost. */
+  readonly lost: Array<Buffer> = []
   /** So many of the next records are refused. */
   refusing = 0
   opened = 0
@@ -118,7 +120,8 @@ class Link implements LogStream {
           else if (this.refusing > 0) {
             this.refusing--
             queueMicrotask(() => refused("refused"))
-          } else if (!this.lossy) this.stream.append(body)
+          } else if (this.lossy) this.lost.push(body)
+          else this.stream.append(body)
         },
         probe: (other, absent) => {
           if (!this.stream.has(other)) queueMicrotask(absent)
@@ -338,6 +341,27 @@ describe("the replicated log", () => {
         assert.deepStrictEqual(fold.begun, [0])
       }
       assert.isAtLeast(b.link.opened, 20)
+    })
+  )
+
+  it.effect("what a session had on its way comes to nothing once the next one has sent something", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      const a = yield* recording(stream.link())
+      const b = yield* recording(stream.link())
+      a.link.lossy = true
+      const old = yield* start(a.say("old"))
+      yield* settle
+      a.link.lossy = false
+      a.link.reset()
+      yield* pass(0.5)
+      unavailable(old)
+      yield* now(a.say("new"))
+      // The network was held up, and has it all the same.
+      for (const body of a.link.lost) stream.append(body)
+      yield* now(b.say("end"))
+      const c = yield* recording(stream.link())
+      for (const { fold } of [a, b, c]) assert.deepStrictEqual(fold.seen, ["new", "end"])
     })
   )
 

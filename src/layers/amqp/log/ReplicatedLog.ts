@@ -15,6 +15,9 @@
  *   byte, or does not come (the stream was made anew, lost its end, or has forgotten that far),
  *   everything is forgotten and read again from the first record. So a session ends that misses records: if the last
  *   one that it read is gone, retention has overtaken it, which RabbitMQ does not tell; if not, there is nothing between.
+ * - **In the order in which they were sent.** A connection that was given up may still deliver what the network had held up.
+ *   What an author sent before something of its own that was read already is passed over, by everybody: nobody counts on
+ *   it any more, and it would undo what has been done since.
  * - **Epoch.** A fence is an epoch plus an offset. Every mark lifts the epoch to that of its author, and
  *   to the author's clock in microseconds less the offset: so fences grow over every
  *   stream there was, as long as clocks are right and an instance appends less than
@@ -148,6 +151,8 @@ export const make = (
     let epoch = 0
     /** The last record that was read. */
     let last: { readonly offset: number; readonly body: Buffer } | undefined
+    /** The number of the last record of every author. */
+    const numbers = new Map<string, number>()
     let provenAt = Number.NEGATIVE_INFINITY
     let openedAt = 0
     let stalled = false
@@ -233,7 +238,8 @@ export const make = (
 
     const apply = (offset: number, body: Buffer) => {
       const envelope = decode(body)
-      if (envelope === undefined) return
+      if (envelope === undefined || envelope.seq <= (numbers.get(envelope.author) ?? -1)) return
+      numbers.set(envelope.author, envelope.seq)
       const { record } = envelope
       const time = now()
       if (record.kind === "mark") epoch = Math.max(epoch, record.epoch, record.at * 1_000 - offset)
@@ -313,6 +319,7 @@ export const make = (
             if (last === undefined) {
               beginnings++
               provenAt = Number.NEGATIVE_INFINITY
+              numbers.clear()
               for (const fold of folds) fold.begin(offset)
             }
             last = { offset, body }
