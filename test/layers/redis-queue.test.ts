@@ -2,6 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Latch from "effect/Latch"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
@@ -282,7 +283,7 @@ describe("EventQueue on Redis, seen from inside", () => {
       const first = last.replace(/\.\w+!$/, ".0")
       assert.notStrictEqual(`${first}!`, last)
       const keys = Scripts.keys("cohort:{app:queue:task}")
-      yield* server.command("eval", Scripts.take.lua, `${keys.length}`, ...keys, "1", "30000", first, "1", channel)
+      yield* server.command("eval", Scripts.take.lua, `${keys.length}`, ...keys, "1", "30000", first, "1", channel, "0")
       for (let n = 0; n < 3; n++) {
         yield* a(EventQueue.publish(Task, { n }))
         yield* until("it has ended", () => attempts.length === n + 1)
@@ -290,6 +291,47 @@ describe("EventQueue on Redis, seen from inside", () => {
       assert.deepStrictEqual(attempts, [1, 1, 1])
     })
   )
+
+  for (const how of ["frozen", "killed"] as const) {
+    it.live(`jobs go on whose leases have ended while Redis was ${how}, and no attempt is lost`, () =>
+      Effect.gen(function* () {
+        const server = yield* RedisServer.make({ appendOnly: true, fsync: "always" })
+        const layer = Cohort.layerRedis({ url: server.url, timeout: "1 second" })
+        const gate = yield* Latch.make()
+        const events: Array<string> = []
+        const subscribe = (name: string) =>
+          EventQueue.subscribe(Task, {
+            concurrency: 3,
+            lease: "3 seconds",
+            process: (_, { attempt }) =>
+              Effect.gen(function* () {
+                events.push(`${name} begins attempt ${attempt}`)
+                yield* gate.await
+                events.push("ended")
+              })
+          })
+        const worker = yield* Layer.build(layer)
+        yield* Effect.provide(subscribe("the worker"), worker)
+        yield* Effect.forEach([1, 2, 3], (n) => Effect.provide(EventQueue.publish(Task, { n }), worker))
+        yield* until("all three run", () => events.length === 3)
+        const other = yield* Layer.build(layer)
+        yield* Effect.provide(subscribe("the other"), other)
+        yield* isIdle(server)
+        yield* how === "frozen" ? server.freeze : server.kill
+        yield* Effect.sleep("5 seconds")
+        yield* how === "frozen" ? server.thaw : server.start
+        yield* Effect.sleep("4 seconds")
+        yield* gate.open
+        const depth = Effect.provide(EventQueue.depth(Task), other)
+        yield* Effect.repeat(depth, { until: ({ inFlight }) => inFlight === 0, schedule: Schedule.spaced("50 millis") })
+        assert.deepStrictEqual(events, [
+          ...Array.from({ length: 3 }, () => "the worker begins attempt 1"),
+          ...Array.from({ length: 3 }, () => "ended")
+        ])
+        assert.deepStrictEqual(yield* depth, { ready: 0, delayed: 0, inFlight: 0, dead: 0 })
+      })
+    )
+  }
 
   it.live("nothing is left of jobs that have ended", () =>
     Effect.gen(function* () {

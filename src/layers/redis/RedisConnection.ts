@@ -97,6 +97,8 @@ export class RedisConnection extends Context.Service<
       args: ReadonlyArray<Argument>,
       resume: (result: Exit.Exit<A, Unavailable>) => void
     ) => void
+    /** Whether there is a connection: what is sent without one waits. */
+    readonly isReady: () => boolean
     /**
      * Hands what was sent in this turn to the operating system, and tells whether all of it is
      * there: what is survives the death of this process. Always `false` on a Redis Cluster.
@@ -430,6 +432,7 @@ export const make = (
       run: (script, keys, args) => Effect.callback((resume) => Effect.sync(requestRun(script, keys, args, resume))),
       request,
       requestRun,
+      isReady: commands.isReady,
       flush: () => {
         if (client instanceof Cluster || !commands.isReady()) return false
         turns.end()

@@ -178,8 +178,8 @@ return table.concat(results)`)
  * Gives jobs to a worker, which starts the first of them at once. Before that it undoes takes of this worker whose
  * answers got lost, and what was given in their names.
  *
- * ARGV: how many, lease (ms), name of the take, how many are started, channel of the worker, and the names of the
- * takes to undo.
+ * ARGV: how many, lease (ms), name of the take, how many are started, channel of the worker, for how long yet jobs whose
+ * lease has ended are left to their workers (ms), and the names of the takes to undo.
  * Returns the milliseconds until more may be there (`-1` when nothing is known to come), then id, record and
  * history of each job: `''`, or `<attempts before> <last error>`. When it found fewer than are to be started,
  * the worker is idle.
@@ -187,8 +187,9 @@ return table.concat(results)`)
 export const take = RedisScript.make(`${prelude}
 ${undo}
 if call('zscore', undone, ARGV[3]) then return {-1} end
-undo(6)
-local lost = call('zrangebyscore', held, '-inf', int(now), 'limit', 0, ${mostDue})
+undo(7)
+local patience = tonumber(ARGV[6])
+local lost = patience > 0 and {} or call('zrangebyscore', held, '-inf', int(now), 'limit', 0, ${mostDue})
 if #lost > 0 then
   call('zrem', held, unpack(lost))
   local had = call('hmget', claims, unpack(lost))
@@ -236,7 +237,7 @@ if #ids < tonumber(ARGV[1]) then
     call('pexpire', idle, ${idleMillis})
   end
   local first, lease = call('zrange', delayed, 0, 0, 'withscores')[2], call('zrange', held, 0, 0, 'withscores')[2]
-  local next = math.min(tonumber(first or math.huge), tonumber(lease or math.huge))
+  local next = math.min(tonumber(first or math.huge), math.max(tonumber(lease or math.huge), now + patience))
   if next < math.huge then reply[1] = math.max(next - now, 0) end
 end
 return reply`)

@@ -10,6 +10,8 @@
  * - Jobs are first come, first served, as far as several workers can be.
  * - A publish that was on its way when the connection was lost fails, and may have
  *   arrived. Publishing again with the same `id` does no harm.
+ * - When Redis was away, nobody could renew: for half a lease after that, workers leave the jobs of others alone whose
+ *   lease has ended, so that whoever lives renews it, and goes on.
  * - Handlers get an attempt's number before Redis has confirmed that it counts; on a Redis Cluster after.
  *
  * A waiting job takes about 400 bytes more than its payload. All of one queue is on one node of a

@@ -100,6 +100,11 @@ export class RedisQueueWorker implements Worker {
   private idle: string | undefined
   /** What is to be undone: takes whose replies are lost, and gifts since the worker is not idle any more. */
   private undone: Array<string> = []
+  /**
+   * Until when jobs whose lease has ended are left to those who have them. When Redis was away nobody could renew; whoever
+   * lives does so within a third of its lease.
+   */
+  private patientUntil = Number.NEGATIVE_INFINITY
 
   /** How many jobs to take ahead, and what that is derived from: how many were handed out since when. */
   private ahead = 0
@@ -214,12 +219,15 @@ export class RedisQueueWorker implements Worker {
     // Whatever comes while it is under way is heard of.
     this.maybe = false
     this.idle = `${take}!`
+    const wasAway = !this.redis.isReady()
+    const patience = Math.ceil(wasAway ? this.lease / 2 : Math.max(this.patientUntil - sent, 0))
     this.redis.requestRun<[number, ...Array<string>]>(
       Scripts.take,
       this.keys,
-      [count, this.lease, take, wanted, this.channel, ...undo],
+      [count, this.lease, take, wanted, this.channel, patience, ...undo],
       (result) => {
         this.taking = undefined
+        if (wasAway || result._tag === "Failure") this.bePatient()
         if (result._tag === "Failure") {
           this.undone = [...undo, take, ...this.leaveIdle()]
           this.wake()
@@ -229,6 +237,10 @@ export class RedisQueueWorker implements Worker {
         for (const resume of waiting) resume(Exit.asVoid(result))
       }
     )
+  }
+
+  private bePatient(): void {
+    this.patientUntil = this.timers.now() + this.lease / 2
   }
 
   private onTaken(reply: [number, ...Array<string>], take: string, wanted: number, count: number, sent: number): void {
@@ -445,6 +457,7 @@ export class RedisQueueWorker implements Worker {
       args.push(what, encodeKey(delivery.id), claim, delay, tokenOf(delivery).keepId, reason, error)
     }
     this.redis.requestRun<string>(Scripts.update, this.keys, args, (result) => {
+      if (result._tag === "Failure") this.bePatient()
       let i = 0
       for (const part of [starts, renewals, acks, others]) {
         for (const item of part) {
