@@ -10,6 +10,8 @@ import { MemoryEventQueueStore, MemoryHub } from "../../src/layers/memory/index.
 const Numbered = Job.make("task", Schema.Number)
 
 let isRefusing = true
+/** How many ends it was asked to take. */
+let asked = 0
 
 /** Takes no end of a job that dies, while it is refusing. */
 const refusing = Layer.effect(
@@ -22,14 +24,16 @@ const refusing = Layer.effect(
         ready: worker.ready,
         take: (max: number) => worker.take(max),
         renew: (deliveries: ReadonlyArray<EventQueueStore.Delivery>) => worker.renew(deliveries),
-        settle: (settlements: ReadonlyArray<EventQueueStore.Settlement>) =>
-          Effect.flatMap(
+        settle: (settlements: ReadonlyArray<EventQueueStore.Settlement>) => {
+          asked += settlements.length
+          return Effect.flatMap(
             worker.settle(settlements.filter(({ outcome }) => !isRefusing || outcome._tag !== "bury")),
             (accepted): Effect.Effect<ReadonlyArray<boolean>, Reason.Unavailable> =>
               accepted.length === settlements.length
                 ? Effect.succeed(accepted)
                 : Effect.fail(new Reason.Unavailable({ backend: "test", detail: "no place for dead letters" }))
           )
+        }
       }))
   }))
 )
@@ -53,5 +57,23 @@ it.effect("an end that is refused does not hold up those that come after it", ()
     yield* TestClock.adjust("20 seconds")
     assert.deepStrictEqual(depth, { ready: 0, delayed: 0, inFlight: 1, dead: 0 })
     assert.deepStrictEqual(yield* EventQueue.depth(Numbered), { ready: 0, delayed: 0, inFlight: 0, dead: 1 })
+  }).pipe(Effect.scoped, Effect.provide(queue))
+)
+
+it.effect("what is taken is not kept with an end that is refused", () =>
+  Effect.gen(function* () {
+    isRefusing = true
+    yield* EventQueue.subscribe(Numbered, {
+      concurrency: 2,
+      process: (n) => (n === 0 ? Effect.fail("no") : Effect.sleep("10 millis"))
+    })
+    for (let n = 0; n <= 1_000; n++) yield* EventQueue.publish(Numbered, n)
+    asked = 0
+    yield* TestClock.adjust("60 seconds")
+    assert.strictEqual((yield* EventQueue.depth(Numbered)).inFlight, 1)
+    isRefusing = false
+    yield* TestClock.adjust("20 seconds")
+    assert.strictEqual((yield* EventQueue.depth(Numbered)).dead, 1)
+    assert.isBelow(asked, 1_200)
   }).pipe(Effect.scoped, Effect.provide(queue))
 )

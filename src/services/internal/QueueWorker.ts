@@ -149,16 +149,26 @@ export const run = <A, RD, RE, R, R2>(
       const sent = worker.settle(batch)
       const known = settled(sent)
       if (known !== undefined) return stale(known.value)
+      /** By itself: it may be settled though something else is refused, and is not kept with that then. */
+      const settleSince = Effect.suspend(() => {
+        const since = finished
+        finished = []
+        if (since.length === 0) return Effect.void
+        return Effect.matchEffect(worker.settle(since), {
+          onFailure: () =>
+            Effect.sync(() => {
+              batch = batch.concat(since)
+            }),
+          onSuccess: stale
+        })
+      })
       let first = true
       return Effect.suspend(() => {
         if (first) {
           first = false
           return sent
         }
-        // With what has finished since, which may be settled though something else is refused.
-        batch = batch.concat(finished)
-        finished = []
-        return worker.settle(batch)
+        return Effect.flatMap(settleSince, () => worker.settle(batch))
       }).pipe(Effect.retry(outageBackoff), Effect.orDie, Effect.flatMap(stale)) // the backoff never ends
     })
 
