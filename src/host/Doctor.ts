@@ -67,15 +67,20 @@ const unreadable = (sections: ReadonlyArray<Section>): Effect.Effect<Set<string>
     return found
   })
 
-/** How many letters have to be changed, added or taken away. */
+/** How many letters have to be changed, added, taken away, or swapped with the next one. */
 const distance = (a: string, b: string): number => {
+  let before: Array<number> = []
   let row = Array.from({ length: b.length + 1 }, (_, i) => i)
   for (let i = 1; i <= a.length; i++) {
     const above = row
     row = [i]
     for (let j = 1; j <= b.length; j++) {
-      row.push(Math.min(above[j]! + 1, row[j - 1]! + 1, above[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)))
+      const changed = above[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)
+      const isSwapped = i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]
+      const swapped = isSwapped ? before[j - 2]! + 1 : changed
+      row.push(Math.min(above[j]! + 1, row[j - 1]! + 1, changed, swapped))
     }
+    before = above
   }
   return row[b.length]!
 }
@@ -91,7 +96,10 @@ const misspelt: Effect.Effect<ReadonlyArray<Finding>> = Effect.gen(function* () 
   return [...names]
     .filter((name) => !known.includes(name))
     .flatMap((name) => {
-      const meant = missed.find((setting) => distance(name.toUpperCase(), setting) <= 2)
+      // Those of others are short, and close to each other: APP_URL, SMTP_URL.
+      const meant = missed.find(
+        (setting) => distance(name.toUpperCase(), setting) <= (setting.startsWith("COHORT_") ? 2 : 1)
+      )
       return meant === undefined ? [] : [wrong("settings", `${name} is none: ${meant}?`)]
     })
 }).pipe(Effect.provide(NodeFileSystem.layer))

@@ -143,12 +143,20 @@ describe("cohort doctor", { timeout: 120_000 }, () => {
     const folder = mkdtempSync(path.join(tmpdir(), "cohort-doctor-"))
     try {
       writeFileSync(path.join(folder, ".env"), "COHORT_BAKEND=redis\n  export REDIS_URI=redis://s3cret@there\n")
-      const others = { COHORT_SERVICE_HOST: "10.0.0.1", COHORT_PASSWORD: "s3cret", DATABASE_URI: "x", DATABASE_URL: "" }
-      const run = mainIn(folder, { ...clean, ...others, cohort_lock_tll: "5 seconds" }, "doctor")
+      const others = {
+        COHORT_SERVICE_HOST: "10.0.0.1",
+        COHORT_PASSWORD: "s3cret",
+        DATABASE_URI: "x",
+        DATABASE_URL: "",
+        APP_URL: "https://there",
+        SMTP_URL: "smtp://there"
+      }
+      const run = mainIn(folder, { ...clean, ...others, AMPQ_URL: "x", cohort_lock_tll: "5 seconds" }, "doctor")
       assert.strictEqual(await run.exited, 1, run.output)
       assert.sameMembers(run.output.match(/^✗.*$/gm) ?? [], [
         "✗ settings: COHORT_BAKEND is none: COHORT_BACKEND?",
         "✗ settings: REDIS_URI is none: REDIS_URL?",
+        "✗ settings: AMPQ_URL is none: AMQP_URL?",
         "✗ settings: cohort_lock_tll is none: COHORT_LOCK_TTL?"
       ])
       assert.notInclude(run.output, "s3cret")
