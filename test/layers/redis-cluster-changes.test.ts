@@ -1,4 +1,5 @@
 /** A Redis Cluster that changes while it is used: slots move, nodes come, go and die. */
+import { spawn } from "node:child_process"
 import { readFileSync } from "node:fs"
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -230,6 +231,36 @@ describe("A Redis Cluster that changes", () => {
         () => undefined,
         () => undefined
       )
+    })
+  )
+
+  test(
+    "a process that closes its connection while no node is there ends",
+    Effect.gen(function* () {
+      const { nodes } = yield* RedisCluster.make
+      const code = `
+        const { Effect } = await import("effect")
+        const { RedisConnection } = await import(${JSON.stringify(import.meta.resolve("../../src/layers/redis/index.ts"))})
+        const options = ${JSON.stringify({ timeout: "1 second", cluster: { nodes: addresses(nodes) } })}
+        await Effect.runPromise(Effect.scoped(Effect.gen(function* () {
+          const connection = yield* RedisConnection.make(options)
+          console.log("connected")
+          while ((yield* connection.state).commands === "ready") yield* Effect.sleep("10 millis")
+        })))`
+      const child = yield* Effect.acquireRelease(
+        Effect.sync(() =>
+          spawn(process.execPath, ["--input-type=module", "-e", code], { stdio: ["ignore", "pipe", "ignore"] })
+        ),
+        (it) => Effect.sync(() => it.kill("SIGKILL"))
+      )
+      const exited = new Promise((resolve) => child.once("exit", resolve))
+      yield* Effect.promise(() => new Promise((resolve) => child.stdout.once("data", resolve)))
+      yield* Effect.forEach(nodes, (node) => node.kill, { concurrency: "unbounded" })
+      yield* Effect.timeout(
+        Effect.promise(() => exited),
+        "5 seconds"
+      )
+      assert.strictEqual(child.exitCode, 0)
     })
   )
 

@@ -224,6 +224,14 @@ export const make = (
         open(node)
       })
       client.on("ready", () => client.nodes("master").forEach(open))
+      // Whoever only listens would not learn that its node has left the cluster. ioredis has an interval for it, which may
+      // outlive it.
+      const look = new Timers.Call(() => {
+        if (client.status !== "ready") return
+        client.refreshSlotsCache()
+        timers.start(look, timers.now() + timeout)
+      })
+      client.on("ready", () => timers.start(look, timers.now() + timeout))
       // A node that was taken out of the cluster keeps its connections, and passes nothing on any more.
       client.on("refresh", () => {
         if (subscribing.client.status === "ready" && !subscribing.isAtKnownNode()) subscribing.client.disconnect()

@@ -232,8 +232,6 @@ export const clusterOptions = (settings: Settings) => {
     // Would repeat what was on its way to a node that is lost.
     retryDelayOnFailover: 0,
     slotsRefreshTimeout: settings.timeout,
-    // Whoever only listens would not learn that its node has left the cluster.
-    slotsRefreshInterval: settings.timeout,
     // Names stay names: it is they that certificates are for.
     dnsLookup: (host, callback) => callback(null, host),
     ...(settings.client.natMap !== undefined && { natMap: settings.client.natMap }),
