@@ -76,6 +76,31 @@ describe("RedisConnection to a Redis Cluster", () => {
   )
 
   test(
+    "what a node could not take in time, as it was still connecting, is not run later",
+    Effect.gen(function* () {
+      const { options, proxies } = yield* cluster
+      const { nodes } = yield* RedisCluster.shared
+      // It connects within some 4 seconds.
+      yield* proxies[0]!.latency(900)
+      // Which nodes are asked for the slots, and whether all is well, is up to chance.
+      const keys = yield* Effect.forEach([1, 2, 3, 4, 5, 6], (n) => keyOfFirst(`slow${n}:`))
+      const exits = yield* Effect.forEach(
+        keys,
+        (key) =>
+          Effect.gen(function* () {
+            const connection = yield* RedisConnection.make({ timeout: "2 seconds", lazy: true, ...options })
+            return yield* Effect.exit(connection.send("incr", [key]))
+          }),
+        { concurrency: "unbounded" }
+      )
+      yield* Effect.sleep("4 seconds")
+      for (const [i, key] of keys.entries()) {
+        if (Exit.isFailure(exits[i]!)) assert.isNull(yield* nodes[0]!.command("GET", key), key)
+      }
+    })
+  )
+
+  test(
     "what had left for a node that is lost fails at once, is repeated only if it may be, and never by itself",
     Effect.gen(function* () {
       const { connection, nodes, proxies } = yield* connect()

@@ -223,7 +223,8 @@ export const make = (
         node.on("ready", dispatchWaiting)
         open(node)
       })
-      client.on("ready", () => client.nodes("master").forEach(open))
+      // First of all: one that has not been asked to connect takes what is sent, and keeps it until it can be run.
+      client.prependListener("ready", () => client.nodes("master").forEach(open))
       // Whoever only listens would not learn that its node has left the cluster. ioredis has an interval for it, which may
       // outlive it.
       const look = new Timers.Call(() => {
