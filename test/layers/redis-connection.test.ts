@@ -64,6 +64,27 @@ const slow = (target: number) =>
     (proxy) => Effect.sync(() => proxy.close())
   ).pipe(Effect.map((proxy) => (proxy.address() as AddressInfo).port))
 
+/** A port in front of a server where the first connections on which a word is said are lost, with what was said. */
+const losing = (target: number, word: string, times: number) =>
+  Effect.acquireRelease(
+    Effect.callback<Server>((resume) => {
+      let left = times
+      const proxy = createServer((client) => {
+        const upstream = createConnection(target, "127.0.0.1")
+        client.on("error", () => undefined).on("close", () => upstream.destroySoon())
+        upstream.on("error", () => undefined).on("close", () => client.destroy())
+        upstream.pipe(client)
+        client.on("data", (bytes) => {
+          if (left === 0 || !bytes.includes(word)) return upstream.write(bytes)
+          left--
+          return client.destroy()
+        })
+      })
+      proxy.listen(0, "127.0.0.1", () => resume(Effect.succeed(proxy)))
+    }),
+    (proxy) => Effect.sync(() => proxy.close())
+  ).pipe(Effect.map((proxy) => (proxy.address() as AddressInfo).port))
+
 /** Ends, however it ends, before long. */
 const bounded = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.timeoutOrElse(effect, {
@@ -356,6 +377,21 @@ describe.concurrent("RedisConnection", () => {
         yield* proxy.stall
         yield* unavailable(set(connection, "k", "late"))
         yield* set(connection, "k", "last")
+        yield* proxy.heal
+        yield* Effect.sleep("100 millis")
+        assert.strictEqual(yield* get(connection, "k"), "last")
+      }))
+
+    test("is not run late either when the next connection is lost as soon as it is made", () =>
+      Effect.gen(function* () {
+        const redis = yield* server
+        const proxy = yield* TcpProxy.make({ host: "127.0.0.1", port: redis.port })
+        const url = `redis://127.0.0.1:${yield* losing(proxy.port, "kill", 1)}`
+        const connection = yield* connect({ url })
+        yield* set(connection, "k", "first")
+        yield* proxy.stall
+        yield* unavailable(set(connection, "k", "late"))
+        yield* Effect.retry(set(connection, "k", "last"), Schedule.spaced("100 millis"))
         yield* proxy.heal
         yield* Effect.sleep("100 millis")
         assert.strictEqual(yield* get(connection, "k"), "last")

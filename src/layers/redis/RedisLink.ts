@@ -91,7 +91,6 @@ export const make = <C extends Redis | Cluster>(options: {
     const succeed = (node: Redis) => {
       const server = `${node.options.host}:${node.options.port}`
       const name = names.get(server)
-      names.delete(server)
       if (name !== undefined) node.call("client", "kill", ...name).catch(() => undefined)
       node.call("client", "info").then(
         (info) => {
