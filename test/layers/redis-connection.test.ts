@@ -930,6 +930,16 @@ describe.concurrent("RedisConnection", () => {
       assert.strictEqual(yield* redis.command("DBSIZE"), 0)
     }))
 
+  test("a wrong password is told of, and not that there is no database without one", () =>
+    Effect.gen(function* () {
+      // Where there is no HELLO, the password is not asked for before the database.
+      const redis = yield* RedisServer.make({ appendOnly: false, config: 'rename-command HELLO ""' })
+      yield* redis.command("CONFIG", "SET", "requirepass", "secret")
+      const error = yield* unavailable(connect({ url: redis.url, password: Redacted.make("wrong"), db: 1 }))
+      assert.include(error.message, "WRONGPASS")
+      assert.include((yield* unavailable(connect({ url: redis.url, db: 1 }))).message, "NOAUTH")
+    }))
+
   test("dedicated gives a client of its own, which may block for longer than the timeout", () =>
     Effect.gen(function* () {
       const redis = yield* server

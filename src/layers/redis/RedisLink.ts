@@ -69,8 +69,9 @@ export const make = <C extends Redis | Cluster>(options: {
     let isRefused = false
     client.on("error", (error) => {
       if (isRefused) return
-      // ioredis would go on, with database 0.
-      isRefused = (error as { readonly command?: { readonly name: string } }).command?.name === "select"
+      // ioredis would go on, with database 0. For want of a password it does not, and says then what is wrong with that.
+      const { command, message } = error as Error & { readonly command?: { readonly name: string } }
+      isRefused = command?.name === "select" && !message.startsWith("NOAUTH ")
       note(error)
       if (isRefused) client.disconnect()
     })
