@@ -230,7 +230,7 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
     const sendDeath = ({ names }: Queue, record: DeathRecord) =>
       Effect.andThen(
         send("", names.dead, Buffer.from(JSON.stringify(record)), names),
-        Effect.ignore(send("", names.delays, AmqpQueueDepth.newsRecord, names))
+        Effect.ignore(send("", names.delays, AmqpQueueDepth.newsRecord(fresh()), names))
       )
 
     // --- what is read from the streams ---

@@ -32,8 +32,8 @@ export const endRecord = (nonces: ReadonlyArray<string>): Buffer => Buffer.from(
 /** A record of the stream of delays: there is a worker, which is asked through this queue. */
 export const workerRecord = (queue: string): Buffer => Buffer.from(`${worker} ${queue}`)
 
-/** A record of the stream of delays: something was written to the stream of deaths. */
-export const newsRecord: Buffer = Buffer.from(news)
+/** A record of the stream of delays: something was written to the stream of deaths. Each is another. */
+export const newsRecord = (nonce: string): Buffer => Buffer.from(`${news} ${nonce}`)
 
 /** What the stream of delays tells. */
 interface Told {

@@ -37,7 +37,7 @@ export const make = (
   Effect.gen(function* () {
     const { name, onBegin, onRecord, stream, topology } = options
     const timers = yield* Timers.make
-    let last: { readonly offset: number; readonly content: Buffer } | undefined
+    let last: { readonly offset: number; readonly content: Buffer; readonly id: string | undefined } | undefined
     let marks = 0
     const waiting = new Map<string, () => void>()
 
@@ -59,18 +59,21 @@ export const make = (
           (message) => {
             session.ack(message)
             const offset = Number(message.properties.headers?.["x-stream-offset"])
+            const id = message.properties.messageId as string | undefined
             // Chunks are read whole: the first may begin before what was asked for.
             if (offset < (checking?.offset ?? (last === undefined ? 0 : last.offset + 1))) return
             if (checking !== undefined) {
               timers.cancel(silence)
-              if (offset !== checking.offset || !message.content.equals(checking.content)) return beginAnew()
+              // Marks differ only in their ids.
+              const isSame =
+                offset === checking.offset && id === checking.id && message.content.equals(checking.content)
+              if (!isSame) return beginAnew()
               checking = undefined
               return
             }
-            last = { offset, content: message.content }
+            last = { offset, content: message.content, id }
             if (message.properties.type !== markType) return onRecord(message.content, message.properties.headers)
-            const mark = message.properties.messageId as string
-            waiting.get(mark)?.()
+            waiting.get(id!)?.()
           },
           { arguments: { "x-stream-offset": checking?.offset ?? 0 } }
         )
