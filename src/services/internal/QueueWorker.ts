@@ -12,7 +12,7 @@ import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import type * as Exit from "effect/Exit"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
 import * as Metric from "effect/Metric"
@@ -149,27 +149,25 @@ export const run = <A, RD, RE, R, R2>(
       const sent = worker.settle(batch)
       const known = settled(sent)
       if (known !== undefined) return stale(known.value)
-      /** By itself: it may be settled though something else is refused, and is not kept with that then. */
-      const settleSince = Effect.suspend(() => {
-        const since = finished
-        finished = []
-        if (since.length === 0) return Effect.void
-        return Effect.matchEffect(worker.settle(since), {
-          onFailure: () =>
-            Effect.sync(() => {
-              batch = batch.concat(since)
-            }),
-          onSuccess: stale
-        })
-      })
       let first = true
       return Effect.suspend(() => {
         if (first) {
           first = false
-          return sent
+          return Effect.flatMap(sent, stale)
         }
-        return Effect.flatMap(settleSince, () => worker.settle(batch))
-      }).pipe(Effect.retry(outageBackoff), Effect.orDie, Effect.flatMap(stale)) // the backoff never ends
+        // One by one, with what has finished since: it may be settled though something else is refused.
+        batch = batch.concat(finished)
+        finished = []
+        const each = Effect.forEach(batch, (settlement) => Effect.exit(worker.settle([settlement])), {
+          concurrency: "unbounded"
+        })
+        return Effect.flatMap(each, (exits): Effect.Effect<void, Unavailable> => {
+          batch = batch.filter((_, i) => Exit.isFailure(exits[i]!))
+          const told = stale(exits.flatMap((exit) => (Exit.isSuccess(exit) ? exit.value : [])))
+          const refused = exits.find(Exit.isFailure)
+          return refused === undefined ? told : Effect.andThen(told, Effect.asVoid(refused))
+        })
+      }).pipe(Effect.retry(outageBackoff), Effect.orDie) // the backoff never ends
     })
 
     const settleLoop: Effect.Effect<void> = Effect.flatMap(settleAll, () =>
