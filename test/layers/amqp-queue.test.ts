@@ -240,7 +240,7 @@ describe("a queue on RabbitMQ", () => {
           assert.match(reason.message, /^payload: .* 100000 bytes/)
         }
         // Its quotes take two characters each in a letter.
-        yield* queue.publish(Texts, texts(19_000), { id: "x" })
+        yield* queue.publish(Texts, texts(19_000), { id: "x", delay: "50 millis" })
         yield* Effect.forEach(texts(200), (_, i) => queue.publish(Texts, texts(i)), { discard: true })
         yield* until("the others end", () => ended.length === 201)
         let letters: ReadonlyArray<EventQueue.DeadLetter<ReadonlyArray<string>>> = []
@@ -256,13 +256,40 @@ describe("a queue on RabbitMQ", () => {
   )
 
   it.live(
+    "keeps a dead letter that RabbitMQ made when it dies again while others are redriven",
+    () =>
+      Effect.gen(function* () {
+        const Texts = Job.make("task", Schema.Array(Schema.String))
+        const server = yield* RabbitServer.make({ config: "max_message_size = 100000" })
+        const queue = yield* connect(server.url, freshApp())
+        yield* queue.subscribe(Texts, { concurrency: 100, process: () => Effect.fail("no") })
+        const texts = (size: number) => Array.from({ length: size }, () => "ab")
+        const deadAre = (count: number) =>
+          until(`${count} dead letters`, async () => {
+            const depth = await Effect.runPromise(Effect.orElseSucceed(queue.depth(Texts), () => undefined))
+            return depth?.dead === count && depth.ready + depth.inFlight === 0
+          })
+        // So that the limit is known, and no channel ends while "x" is published.
+        yield* Effect.flip(queue.publish(Texts, texts(30_000)))
+        yield* queue.publish(Texts, texts(19_000), { id: "x" })
+        yield* deadAre(1)
+        yield* Effect.forEach(texts(600), () => queue.publish(Texts, []), { concurrency: 100, discard: true })
+        yield* deadAre(601)
+        assert.strictEqual(yield* queue.redrive(Texts, "all"), 601)
+        yield* deadAre(601)
+        assert.isTrue(Option.isSome(yield* queue.deadLetter(Texts, "x")))
+      }),
+    120_000
+  )
+
+  it.live(
     "tells of a job that a policy of RabbitMQ has ended, which can be redriven",
     () =>
       Effect.gen(function* () {
         const server = yield* RabbitServer.make()
         yield* server.control("set_policy", "ttl", "^cohort[.]jobs", '{"message-ttl":100}')
         const queue = yield* connect(server.url, freshApp())
-        yield* queue.publish(Numbered, 1)
+        yield* queue.publish(Numbered, 1, { id: "x" })
         let errors: ReadonlyArray<string> = []
         yield* until("it is a dead letter", async () => {
           errors = (await Effect.runPromise(queue.deadLetters(Numbered))).map(({ lastError }) => lastError)

@@ -36,6 +36,8 @@ export interface Claims {
   readonly end: (claim: Claim, keep: number) => Effect.Effect<void, Unavailable>
   /** Nothing came of it; does not wait. */
   readonly drop: (claim: Claim) => Effect.Effect<void>
+  /** Whether it holds its id, and the end of its job was not written down. */
+  readonly isLiving: (claim: Claim) => boolean
   /** Whether the job of this claim has ended lately, or was given up by its publisher. */
   readonly isOver: (token: string) => boolean
   /** A consumer is about to be cancelled; every instance knows before. */
@@ -163,5 +165,9 @@ export const make: Effect.Effect<Claims, never, ReplicatedLog> = Effect.gen(func
     isOver: (token) => fold.isOver(token),
     pause: (channel) => Effect.asVoid(log.append(() => ({ kind: "pause", channel, until: wall() + cancelMillis }))),
     pausedUntil: (channel) => fold.pausedUntil(channel)
+    isLiving: ({ channel, id, token }) => {
+      const current = fold.get(channel, id)
+      return current?.token === token && current.state !== "ended"
+    },
   }
 })

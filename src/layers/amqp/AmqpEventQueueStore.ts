@@ -237,7 +237,7 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
 
     const onDeath = (queue: Queue) => (content: Buffer, headers: MessagePropertyHeaders | undefined) => {
       const { dead, removed } = queue
-      const record = readDeath(content, headers)
+      const record = readDeath(content, reasonIn(queue.names.jobs, headers))
       if (record === undefined) return
       if ("death" in record) {
         const { id } = record.death.job.meta
@@ -401,11 +401,14 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
                   part,
                   (letter) => {
                     const { meta, payload } = letter.job
+                    const own = meta.claim === undefined ? undefined : { channel, id: meta.id, token: meta.claim }
+                    // RabbitMQ itself writes down no end.
+                    const end = own !== undefined && claims.isLiving(own) ? claims.end(own, 0) : Effect.void
                     const put = putClaimed(channel, meta.id, 0, true, (claim) => ({
                       meta: { ...meta, claim, since: now() },
                       payload
                     }))
-                    return Effect.map(put, (isNew) => isNew && redriven.push(letter))
+                    return Effect.map(Effect.andThen(end, put), (isNew) => isNew && redriven.push(letter))
                   },
                   { concurrency: 500, discard: true }
                 ),
@@ -423,25 +426,32 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
 
 const isTooLarge = ({ cause }: Unavailable) => cause instanceof TooLarge
 
-const readDeath = (content: Buffer, headers: MessagePropertyHeaders | undefined): DeathRecord | undefined => {
+/** What RabbitMQ made a dead letter of by itself, by its reason. */
+const whys: Readonly<Record<string, string>> = {
+  rejected: "it failed, and is too large for RabbitMQ together with the error",
+  expired: "it waited longer than a policy of RabbitMQ lets it (message-ttl)",
+  delivery_limit: "it was given to workers too often"
+}
+
+/** Its reason, of what was in that queue. RabbitMQ 3 tells only the first one, which is of a delay if there was one. */
+const reasonIn = (queue: string, headers: MessagePropertyHeaders | undefined): string | undefined =>
+  headers?.["x-last-death-reason"] ??
+  (headers?.["x-first-death-queue"] === queue ? headers["x-first-death-reason"] : undefined)
+
+const readDeath = (content: Buffer, why: string | undefined): DeathRecord | undefined => {
   const job = readJob(content)
   if (job !== undefined) {
-    const why = headers?.["x-first-death-reason"]
-    const error =
-      why === "rejected"
-        ? "it failed, and is too large for RabbitMQ together with the error"
-        : why === "expired"
-          ? "it waited longer than a policy of RabbitMQ lets it (message-ttl)"
-          : "it was given to workers too often"
+    const error = whys[why ?? ""] ?? "RabbitMQ gave it up after it had been delayed, and does not tell why"
     const { meta, payload } = job
     return {
       death: {
         job: { meta: { ...meta, attempts: 0 }, payload },
         attempts: meta.maxRetries + 1,
-        reason: why === "rejected" ? "Failed" : "WorkerLost",
+        reason: why === "expired" || why === "delivery_limit" ? "WorkerLost" : "Failed",
         firstError: meta.firstError ?? error,
         lastError: error,
-        diedAt: meta.publishedAt
+        // Another one each time that it is redriven.
+        diedAt: meta.since ?? meta.publishedAt
       }
     }
   }
