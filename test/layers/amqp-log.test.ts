@@ -276,6 +276,21 @@ describe("the replicated log", () => {
     })
   )
 
+  it.effect("whoever starts is not kept for longer than half a minute, whatever there is to read", () =>
+    Effect.gen(function* () {
+      const stream = new MemoryStream()
+      yield* recording(stream.link())
+      const link = stream.link()
+      link.lossy = true
+      const log = yield* logOn(link, { eager: true })
+      const starting = yield* start(log.attach(recorder()))
+      yield* pass(29)
+      assert.isFalse(ended(starting))
+      yield* pass(2)
+      assert.isTrue(ended(starting))
+    })
+  )
+
   it.effect("an append is answered at its place in the one order, on every instance", () =>
     Effect.gen(function* () {
       const stream = new MemoryStream()
@@ -886,6 +901,28 @@ describe("a cache on the log", () => {
 })
 
 describe("ids on the log", () => {
+  it.effect(
+    "of a publisher that died before its job was stored are free after four timeouts, for who waits as well",
+    () =>
+      Effect.gen(function* () {
+        const stream = new MemoryStream()
+        const claimsOn = Effect.gen(function* () {
+          const log = yield* logOn(stream.link())
+          const claims = yield* Effect.provideService(AmqpClaims.make, Log.ReplicatedLog, log)
+          yield* settle
+          return claims
+        })
+        const [a, b] = [yield* claimsOn, yield* claimsOn]
+        assert.isDefined(yield* now(a.claim("jobs", "x", false)))
+        const waiting = yield* start(b.claim("jobs", "x", true))
+        yield* pass(7.9)
+        assert.isFalse(ended(waiting))
+        yield* pass(0.2)
+        assert.isTrue(ended(waiting))
+        assert.isDefined(yield* Fiber.join(waiting))
+      })
+  )
+
   it.effect("are known to who starts, however many jobs wait that the log has forgotten", () =>
     Effect.gen(function* () {
       const stream = new MemoryStream()
@@ -997,6 +1034,42 @@ describe("a lock on the log", () => {
       yield* Scope.close(scope, Exit.void)
     })
   )
+
+  for (const [why, kind, snapshot] of [
+    ["its question is refused", "ask", false],
+    ["what it says after a while is refused", "genesis", false],
+    ["a snapshot comes that leaves a hole", undefined, true]
+  ] as const) {
+    it.effect(`who knows nothing asks again when ${why}`, () =>
+      Effect.gen(function* () {
+        const stream = new MemoryStream()
+        for (let i = 0; i < 10; i++) stream.append(Buffer.from("nothing of ours"))
+        stream.truncate(1)
+        let isRefusing = true
+        const link = stream.link()
+        const b = yield* lockOn(
+          {
+            open: (options) =>
+              Effect.map(link.open(options), (session) => ({
+                ...session,
+                append: (body, refused) => {
+                  if (isRefusing && decode(body)?.record.kind === kind) queueMicrotask(() => refused("refused"))
+                  else session.append(body, refused)
+                }
+              }))
+          },
+          { recovery: 5_000 }
+        )
+        yield* pass(1)
+        const record = { kind: "snapshot", asOf: 1, locks: [], seen: [] } as const
+        if (snapshot) stream.append(encode({ author: "other", seq: 0, record }))
+        yield* pass(7)
+        isRefusing = false
+        yield* pass(14)
+        assert.isDefined(yield* now(b.tryAcquire("s", "k", ttl)))
+      })
+    )
+  }
 
   for (const [how, end, seconds] of [
     ["died", (link: Link) => link.cut(), 3],

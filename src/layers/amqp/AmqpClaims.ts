@@ -144,7 +144,10 @@ export const make: Effect.Effect<Claims, never, ReplicatedLog> = Effect.gen(func
           const verdict = answer as Verdict
           if (verdict === "granted") return Effect.succeed(token)
           if (verdict.state !== "pending") return Effect.succeed(undefined)
-          return Effect.andThen(untilChanged({ channel, id }, verdict.token), claim(channel, id, dead))
+          // Of a publisher that has died nothing is heard: its claim ends by itself.
+          const left = (fold.get(channel, id)?.until ?? 0) - wall()
+          const changed = Effect.timeoutOption(untilChanged({ channel, id }, verdict.token), Math.max(left, 0) + 1)
+          return Effect.andThen(changed, claim(channel, id, dead))
         }
       )
     })
@@ -162,12 +165,12 @@ export const make: Effect.Effect<Claims, never, ReplicatedLog> = Effect.gen(func
     live: (claim, delay) => keep(claim, "living", delay + day),
     end: (claim, millis) => keep(claim, "ended", millis),
     drop,
-    isOver: (token) => fold.isOver(token),
-    pause: (channel) => Effect.asVoid(log.append(() => ({ kind: "pause", channel, until: wall() + cancelMillis }))),
-    pausedUntil: (channel) => fold.pausedUntil(channel)
     isLiving: ({ channel, id, token }) => {
       const current = fold.get(channel, id)
       return current?.token === token && current.state !== "ended"
     },
+    isOver: (token) => fold.isOver(token),
+    pause: (channel) => Effect.asVoid(log.append(() => ({ kind: "pause", channel, until: wall() + cancelMillis }))),
+    pausedUntil: (channel) => fold.pausedUntil(channel)
   }
 })

@@ -18,7 +18,8 @@
  *
  * When RabbitMQ itself forgets (the stream is deleted, or loses its end with the disk of its leader), a
  * second holder is possible until the first one's next renewal is refused; only its
- * fence tells them apart.
+ * fence tells them apart. So it is when the stream is written over while nobody who knows the locks is connected: whoever is
+ * there then waits for a minute (`recovery`) before locks begin anew, and a holder that is cut off may have a longer ttl.
  *
  * @since 0.2.0
  */

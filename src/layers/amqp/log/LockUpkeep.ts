@@ -55,6 +55,8 @@ export const make = (
   let snapshotAt = timers.now()
   let snapshotDue: number | undefined
   let asked: { readonly offset: number; readonly at: number } | undefined
+  /** Whether it is being asked, or locks are to begin anew: what comes of it is not known yet. */
+  let asking = false
 
   const expire = (key: string) => {
     const touched = fold.locks.get(key)?.owner.touched
@@ -68,17 +70,21 @@ export const make = (
     return before
   }
 
+  const ask = () => {
+    asked = undefined
+    asking = true
+    log.send(
+      () => ({ kind: "ask" }),
+      (exit) => {
+        asking = false
+        if (Exit.isSuccess(exit)) asked = { offset: exit.value.offset, at: timers.now() }
+      }
+    )
+  }
+
   return {
     expire,
-    ask: () => {
-      asked = undefined
-      log.send(
-        () => ({ kind: "ask" }),
-        (exit) => {
-          if (Exit.isSuccess(exit)) asked = { offset: exit.value.offset, at: timers.now() }
-        }
-      )
-    },
+    ask,
     noted: ({ author: from, now, record, size }) => {
       bytes += size
       if (record.kind === "snapshot" || record.kind === "genesis") {
@@ -90,11 +96,17 @@ export const make = (
     beat: (now) => {
       if (!fold.known) {
         const since = asked
-        if (since !== undefined && now - since.at > recovery) {
-          asked = undefined
-          log.send(() => ({ kind: "genesis", asked: since.offset }))
-        }
-        return
+        // It was refused, or not answered in time.
+        if (since === undefined) return asking ? undefined : ask()
+        if (now - since.at <= recovery) return
+        asked = undefined
+        asking = true
+        return void log.send(
+          () => ({ kind: "genesis", asked: since.offset }),
+          () => {
+            asking = false
+          }
+        )
       }
       const turn = rank() * again
       if (bytes > mostBytes || now - snapshotAt > mostMillis) snapshotDue ??= now

@@ -62,7 +62,7 @@ export class ReplicatedLog extends Context.Service<
     readonly retention: AmqpLogStream.Retention
     /**
      * Folds the log from its first record on. If it is `eager`, waits until it has caught up: for the timeout, and for as
-     * long as there is something to read, but a minute at most.
+     * long as there is something to read, but half a minute at most.
      */
     readonly attach: (fold: Fold) => Effect.Effect<void>
     readonly isLive: () => boolean
@@ -113,8 +113,11 @@ export interface Options {
 /** So many offsets has RabbitMQ for itself where a segment begins. One that was forgotten has at least one more. */
 const reserved = 1
 
-/** For how long whoever starts reads what there is, in milliseconds, before it goes on without. */
-const longestStart = 60_000
+/**
+ * For how long whoever starts reads what there is, in milliseconds, before it goes on without. Whoever starts a process gives
+ * it a minute (`Supervisor`, the `startupProbe` in `deploy`).
+ */
+const longestStart = 30_000
 
 /** Whoever waits for the log must have a fair chance to see it come back. */
 const reopen = (timeout: number) =>
