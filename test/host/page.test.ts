@@ -172,8 +172,11 @@ describe("the console", () => {
     await publish(app, { nobody: "reads this" }, ids)
     await until("all are dead", async () => ((await lettersOf(url!)).length === ids.length ? true : undefined))
     const page = await visit(url!)
-    const shown = () =>
-      page.evaluate("[...document.querySelectorAll('#letters tbody tr')].map((row) => row.cells[1].textContent)")
+    const shown = async () => {
+      // A row that says that there are none, or none yet, has one cell.
+      await page.locator("#letters tbody tr td:nth-child(2)").first().waitFor()
+      return page.evaluate("[...document.querySelectorAll('#letters tbody tr')].map((row) => row.cells[1].textContent)")
+    }
     const range = (what: string) => says(page, "range", new RegExp(`^${what}, oldest first$`))
     const press = (...keys: ReadonlyArray<string>) =>
       keys.reduce((before, key) => before.then(() => page.keyboard.press(key)), Promise.resolve())
