@@ -37,8 +37,6 @@ const remove = "d"
  * the rest of a crowd is still being collected: then neither waits for the other.
  */
 const mostKeys = 32
-/** How much one command carries at most, unless it is one entry, in characters of JSON. */
-const mostText = 4 * 1024 * 1024
 
 export class Bucket {
   /** Redis' key of the generation; it is the hash tag, too. */
@@ -50,7 +48,6 @@ export class Bucket {
   private readonly changes: PerTurn.PerTurn<Change>
   /** Redis' keys that are about to be written. */
   private changing = new Set<string>()
-  private changingText = 0
 
   constructor(redis: RedisConnection["Service"], unique: () => string, generation: string) {
     this.generation = generation
@@ -88,7 +85,6 @@ export class Bucket {
     this.changes = PerTurn.make(
       (changes) => {
         this.changing = new Set()
-        this.changingText = 0
         const args: Array<string | number> = [unique(), unique()]
         for (const { payload, ttl } of changes) args.push(ttl, payload === undefined ? "" : payload.json)
         redis.requestRun<Array<number>>(Scripts.change, this.keysOf(changes), args, (result) => {
@@ -115,8 +111,7 @@ export class Bucket {
   }
 
   set(key: string, payload: Payload, ttl: number | "", resume: Resume<boolean>): void {
-    this.changingText += payload.json.length
-    if (this.changingText > mostText) this.flush()
+    this.changes.makeRoom(payload.json.length)
     this.change({ key: this.keyOf(key), payload, ttl, resume })
   }
 

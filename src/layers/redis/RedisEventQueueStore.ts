@@ -40,8 +40,6 @@ import { decodeKey, encodeKey, millis } from "./wire.ts"
 const mostPerScript = 500
 /** How many are published by one: few enough that Redis begins on them while the rest of a crowd is being collected. */
 const mostPublished = 32
-/** How much one script carries at most, unless it is one job, in characters. */
-const mostText = 4 * 1024 * 1024
 
 /** A job to publish, as the script wants it, and who waits for the answer. */
 interface Publication {
@@ -70,10 +68,8 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, RedisConnect
     const makeQueue = (channel: string) => {
       // Between braces that hold nothing Redis sees no hash tag; `%` is escaped already.
       const keys = Scripts.keys(`cohort:{${encodeKey(channel).replace(/^}/, "%7D")}}`)
-      let text = 0
       const publications = perTurn.make<Publication>(
         (publications) => {
-          text = 0
           const args: Array<string | number> = [redis.isCluster ? 1 : 0]
           for (const { delay, id, record } of publications) args.push(id, delay, record)
           redis.requestRun<string>(Scripts.publish, keys, args, (result) => {
@@ -89,12 +85,7 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, RedisConnect
         mostPublished,
         () => void redis.flush()
       )
-      const publish = (publication: Publication) => {
-        text += publication.record.length
-        if (text > mostText) publications.flush()
-        publications.add(publication)
-      }
-      return { keys, publish }
+      return { keys, publications }
     }
 
     /** Redrives or discards dead letters. */
@@ -135,14 +126,12 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, RedisConnect
     return EventQueueStore.of({
       system: "redis",
       publish: (channel, { delay, id, keepId, maxRetries, payload, timeout }) =>
-        Effect.callback((resume) =>
-          queueOf(channel).publish({
-            id: encodeKey(id),
-            delay: delay > 0 ? millis(delay) : 0,
-            record: `${timeout} ${maxRetries} ${keepId > 0 ? millis(keepId) : 0} ${payload.json}`,
-            resume
-          })
-        ),
+        Effect.callback((resume) => {
+          const { publications } = queueOf(channel)
+          const record = `${timeout} ${maxRetries} ${keepId > 0 ? millis(keepId) : 0} ${payload.json}`
+          publications.makeRoom(record.length)
+          publications.add({ id: encodeKey(id), delay: delay > 0 ? millis(delay) : 0, record, resume })
+        }),
       worker: (channel, { concurrency, lease }) =>
         Effect.gen(function* () {
           const { keys } = queueOf(channel)
