@@ -297,6 +297,18 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
         )
       }).pipe(bounded)
 
+    /** Makes a dead letter a job again; answers whether it is one now, and its id was not somebody else's. */
+    const revive = (channel: string, { job: { meta, payload } }: Letter): Effect.Effect<boolean, Unavailable> => {
+      const own = meta.claim === undefined ? undefined : { channel, id: meta.id, token: meta.claim }
+      // RabbitMQ itself writes down no end.
+      const end = own !== undefined && claims.isLiving(own) ? claims.end(own, 0) : Effect.void
+      const put = putClaimed(channel, meta.id, 0, true, (claim) => ({
+        meta: { ...meta, claim, since: now() },
+        payload
+      }))
+      return Effect.andThen(end, put)
+    }
+
     /** Some after the other: their removals are records, and a failure leaves what was done before it done. */
     const inParts = (
       letters: ReadonlyArray<Letter>,
@@ -399,17 +411,7 @@ export const make: Effect.Effect<EventQueueStore["Service"], never, AmqpConnecti
               yield* Effect.onExit(
                 Effect.forEach(
                   part,
-                  (letter) => {
-                    const { meta, payload } = letter.job
-                    const own = meta.claim === undefined ? undefined : { channel, id: meta.id, token: meta.claim }
-                    // RabbitMQ itself writes down no end.
-                    const end = own !== undefined && claims.isLiving(own) ? claims.end(own, 0) : Effect.void
-                    const put = putClaimed(channel, meta.id, 0, true, (claim) => ({
-                      meta: { ...meta, claim, since: now() },
-                      payload
-                    }))
-                    return Effect.map(Effect.andThen(end, put), (isNew) => isNew && redriven.push(letter))
-                  },
+                  (letter) => Effect.map(revive(channel, letter), (isNew) => isNew && redriven.push(letter)),
                   { concurrency: 500, discard: true }
                 ),
                 // However that ends: who redrives again must not run them again.
