@@ -90,6 +90,7 @@ const misspelt: Effect.Effect<ReadonlyArray<Finding>> = Effect.gen(function* () 
   const fs = yield* FileSystem.FileSystem
   const file = yield* Effect.orElseSucceed(fs.readFileString(".env"), () => "")
   const inFile = [...file.matchAll(/^\s*(?:export\s+)?([\w.-]+)\s*[=:]/gm)].map(([, name]) => name!)
+  // Not through Config, which reads names that it is asked for and lists none.
   const names = new Set([...Object.keys(process.env), ...inFile])
   const known = sections.flatMap(({ settings }) => Object.values(settings).map(({ name }) => name))
   const missed = known.filter((name) => /^COHORT_|_URL$/.test(name) && !names.has(name))

@@ -24,14 +24,16 @@ const configured = Cohort.layerConfig.pipe(
   )
 )
 
+const lockLasts3Seconds = Effect.gen(function* () {
+  const lease = yield* Lock.acquire("key", { renew: false })
+  yield* TestClock.adjust("2 seconds")
+  assert.isTrue(yield* lease.isHeld)
+  yield* TestClock.adjust("1 second")
+  assert.isFalse(yield* lease.isHeld)
+})
+
 it.effect("a lock has the ttl of the environment where the caller gives none", () =>
-  Effect.gen(function* () {
-    const lease = yield* Lock.acquire("key", { renew: false })
-    yield* TestClock.adjust("2 seconds")
-    assert.isTrue(yield* lease.isHeld)
-    yield* TestClock.adjust("1 second")
-    assert.isFalse(yield* lease.isHeld)
-  }).pipe(Effect.provide(configured))
+  lockLasts3Seconds.pipe(Effect.provide(configured))
 )
 
 const provided = Layer.succeed(Defaults.Defaults, { lockTtl: "3 seconds", queueLease: "1 minute" })
@@ -45,13 +47,7 @@ const bundles = {
 
 for (const [name, bundle] of Object.entries(bundles)) {
   it.effect(`${name}: what is provided applies where neither the caller nor the options say anything`, () =>
-    Effect.gen(function* () {
-      const lease = yield* Lock.acquire("key", { renew: false })
-      yield* TestClock.adjust("2 seconds")
-      assert.isTrue(yield* lease.isHeld)
-      yield* TestClock.adjust("1 second")
-      assert.isFalse(yield* lease.isHeld)
-    }).pipe(Effect.provide(bundle.pipe(Layer.provide(provided))))
+    lockLasts3Seconds.pipe(Effect.provide(bundle.pipe(Layer.provide(provided))))
   )
 }
 

@@ -100,8 +100,9 @@ export const make = (options: {
       (error) => {
         // Lost with the connection: asked again when it is back.
         if (!(error instanceof Error && error.name === "ReplyError")) return
-        if (refusal === undefined) options.onRefused(withoutArguments(error))
+        const isFirst = refusal === undefined
         refusal = withoutArguments(error)
+        if (isFirst) options.onRefused(refusal)
         for (const name of names) refused.add(name)
         if (!again.pending) timers.start(again, timers.now() + timeout / 5)
       }
